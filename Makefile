@@ -1,0 +1,32 @@
+# make demo and make test are all a newcomer needs; each sets up .venv by itself, and is quick the second time.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: install demo test test-long check bench
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,tiff]'
+	touch $@
+
+demo: install  ## train on the sample for two minutes, then measure it with labels
+	$(BIN)/barlow pretrain sample --out runs/demo --minutes 2
+	$(BIN)/barlow evaluate runs/demo --labels sample
+	@echo "Open runs/demo/report.html in a browser."
+
+test: check  ## lint, types and all tests but the long ones
+	$(BIN)/python -m pytest
+
+test-long: check  ## every test
+	$(BIN)/python -m pytest -m "long or not long"
+
+check: install  ## lint and types only
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: install  ## the benchmarks, one after the other; quiet machine, half an hour
+	for file in objective views data step; do $(BIN)/python benchmarks/$$file.py || exit 1; done

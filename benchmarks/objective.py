@@ -1,0 +1,189 @@
+"""Times the loss, forward and backward, against the published formulation written out, and against its bare products.
+
+    python benchmarks/objective.py [--quick] [--threads 2] [--device cpu|cuda] [--bf16]
+
+Columns: the form chosen; median milliseconds of this package, of the reference, and of the bare products of matrices that
+the chosen form needs (same library, same halved symmetric products, nothing else). The three run in turns in one process,
+after a warm-up; reference/ours and ours/bare are medians of the paired ratios. Last, peak extra memory.
+
+``--bf16``: the experiment with bfloat16 products: time, and relative gradient error against float64, of both precisions.
+The whole grid takes about an hour on two cores and needs 10 GB of memory (for the reference); ``--quick`` takes minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import product
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from barlow import forms
+from barlow.objective import barlow_twins_loss
+
+QUICK = [(32, 128), (64, 2048), (256, 2048), (256, 8192), (1024, 512), (1024, 2048)]
+GRID = list(product((32, 64, 128, 256, 512, 1024, 2048, 4096), (128, 256, 512, 1024, 2048, 4096, 8192, 16384)))
+LAMBDA = 0.0051
+SECONDS = 2.0  # spent on each contestant and size, but never fewer than 3 runs
+
+MEMORY = """
+import pathlib, torch
+from barlow.objective import barlow_twins_loss
+def step(n, d):
+    z = [torch.randn(n, d).requires_grad_() for _ in range(2)]
+    before = status("VmRSS")
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    barlow_twins_loss(*z).loss.backward()
+    return status("VmHWM") - before
+def status(key):
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key + ":")).split()[1]) * 1024
+step(8, 64)  # libraries and threads
+print(step({n}, {d}) / 1e6)
+"""
+
+
+class Published(nn.Module):
+    """Algorithm 1 as the published code runs it: BatchNorm without affine, a D×D matrix, its off-diagonal copied out."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm1d(dim, affine=False)
+
+    def forward(self, z_a: Tensor, z_b: Tensor) -> Tensor:
+        c = self.bn(z_a).T @ self.bn(z_b)
+        c.div_(len(z_a))
+        on_diagonal = torch.diagonal(c).add_(-1).pow_(2).sum()
+        d = len(c)
+        off_diagonal = c.flatten()[:-1].view(d - 1, d + 1)[:, 1:].flatten().pow_(2).sum()
+        return on_diagonal + LAMBDA * off_diagonal
+
+
+def bare_products(form: str, z_a: Tensor, z_b: Tensor) -> Callable[[], object]:
+    """The products of one forward and backward pass with nothing around them, into memory that is there already."""
+    n, d = z_a.shape
+    out_a, out_b = torch.empty_like(z_a), torch.empty_like(z_b)
+    square = z_a.new_zeros((n, n) if form == "gram" else (d, d))
+
+    def gram() -> None:
+        for z, out in ((z_a, out_a), (z_b, out_b)):
+            forms.add_gram(square, z)
+            torch.mm(square, z, out=out)
+
+    def correlation() -> None:
+        torch.mm(z_a.T, z_b, out=square)
+        torch.mm(z_b, square.T, out=out_a)
+        torch.mm(z_a, square, out=out_b)
+
+    return gram if form == "gram" else correlation
+
+
+def step(loss: Callable[[Tensor, Tensor], Tensor], z_a: Tensor, z_b: Tensor) -> Callable[[], None]:
+    def run() -> None:
+        z_a.grad = z_b.grad = None
+        loss(z_a, z_b).backward()
+
+    return run
+
+
+def paired(contestants: list[Callable[[], object]], device: str) -> list[list[float]]:
+    """Seconds of every run, one list per contestant; they take turns."""
+
+    def timed(run: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    slowest = max(timed(run) for run in contestants for _ in range(2))  # the warm-up
+    rounds = min(201, max(3, int(SECONDS / slowest)))
+    return [list(times) for times in zip(*([timed(run) for run in contestants] for _ in range(rounds)), strict=True)]
+
+
+def row(n: int, d: int, device: str) -> str:
+    generator = torch.Generator().manual_seed(0)
+    z_a, z_b = (torch.randn(n, d, generator=generator).to(device).requires_grad_() for _ in range(2))
+    form = barlow_twins_loss(z_a, z_b, lambda_=LAMBDA).form
+    ours = step(lambda a, b: barlow_twins_loss(a, b, lambda_=LAMBDA).loss, z_a, z_b)
+    reference = step(Published(d).to(device), z_a, z_b)
+    times = paired([ours, reference, bare_products(form, z_a.detach(), z_b.detach())], device)
+    faster = statistics.median(r / o for o, r, _ in zip(*times, strict=True))
+    above = statistics.median(o / b for o, _, b in zip(*times, strict=True))
+    t = [1e3 * statistics.median(each) for each in times]
+    return f"{n:5} {d:6} {form:>12} {t[0]:10.2f} {t[1]:11.2f} {t[2]:9.2f} {faster:9.2f}× {above:8.2f}×"
+
+
+@contextmanager
+def bfloat16_products() -> Iterator[None]:
+    def rounded(out: Tensor, left: Tensor, right: Tensor, alpha: float = 1.0, beta: float = 1.0) -> Tensor:
+        result = (left.bfloat16() @ right.bfloat16()).float()
+        return out.mul_(beta).add_(result, alpha=alpha) if beta else torch.mul(result, alpha, out=out)
+
+    with mock.patch.object(forms, "add_product", rounded):
+        yield
+
+
+def bfloat16_row(n: int, d: int, device: str) -> str:
+    """Views that are partly the same, as in training: the gradient has a large and a small part."""
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(n, d, generator=generator)
+    z = [(common + 0.5 * torch.randn(n, d, generator=generator)).to(device).requires_grad_() for _ in range(2)]
+    exact = [view.detach().double().requires_grad_() for view in z]
+    barlow_twins_loss(*exact, lambda_=LAMBDA).loss.backward()
+    ours = step(lambda a, b: barlow_twins_loss(a, b, lambda_=LAMBDA).loss, *z)
+
+    def rounded() -> None:
+        with bfloat16_products():
+            ours()
+
+    errors = []
+    for run in (ours, rounded):
+        run()
+        errors.append(max(float((v.grad - e.grad).norm() / e.grad.norm()) for v, e in zip(z, exact, strict=True)))
+    t = [1e3 * statistics.median(each) for each in paired([ours, rounded], device)]
+    return f"{n:5} {d:6} {t[0]:10.2f} {t[1]:10.2f} {errors[0]:11.1e} {errors[1]:11.1e}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="six sizes instead of 64")
+    parser.add_argument("--bf16", action="store_true", help="the experiment with bfloat16 products instead")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device = torch.cuda.get_device_name() if options.device == "cuda" else f"{options.threads} threads"
+    print(f"torch {torch.__version__} · Python {platform.python_version()} · {platform.machine()} · {device}")
+    print(f"{torch.backends.cpu.get_cpu_capability()} · {cpu_model()}")
+    if options.bf16:
+        print(f"{'N':>5} {'D':>6} {'float32 ms':>10} {'bf16 ms':>10} {'error f32':>11} {'error bf16':>11}")
+    else:
+        titles = f"{'ours ms':>10} {'reference':>11} {'bare':>9} {'ref/ours':>10} {'ours/bare':>9}"
+        print(f"{'N':>5} {'D':>6} {'form':>12} {titles}")
+    for n, d in QUICK if options.quick else GRID:
+        print((bfloat16_row if options.bf16 else row)(n, d, options.device), flush=True)
+    if sys.platform == "linux" and options.device == "cpu" and not options.bf16:
+        code = MEMORY.replace("{n}", "256").replace("{d}", "16384")
+        extra = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        print(f"peak extra memory of forward and backward at N=256, D=16384: {float(extra):.0f} MB (gradients included)")
+
+
+def cpu_model() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""The command line: words → settings → one function call; prints, and turns every ending into its exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from barlow import __version__
+from barlow.config import Config, merge, read_toml
+from barlow.errors import DataError, NumbersError, Stopped, UserError
+
+app = App(
+    name="barlow",
+    help="Self-supervised learning with Barlow Twins: unlabelled images in, a trusted encoder and a report out.",
+    version=f"barlow {__version__}",
+    help_format="plaintext",  # markdown would import a parser that help has no time for
+    default_parameter=Parameter(negative_iterable=()),
+)
+
+Settings = Annotated[Config | None, Parameter(name="*")]
+
+
+@app.command
+def pretrain(
+    settings: Settings = None,
+    *,
+    config: Path | None = None,
+    resume: Path | None = None,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Train an encoder on unlabelled images.
+
+    Only the images are needed: every setting that is not given is chosen from them and from this machine, and printed
+    with its reason. Repeating the command, or --resume DIR, continues a run to the bit.
+
+    Args:
+        config: TOML file with the same words; options on the command line go before it.
+        resume: Run folder to continue.
+        dry_run: Print the plan, with time and memory measured on a few steps, and stop.
+    """
+    given = settings or Config()
+    if config is not None:
+        given = merge(read_toml(config), given)
+    if resume is not None:
+        given = given.replace(out=str(resume))
+    from barlow.run import pretrain
+
+    pretrain(given, resume=resume is not None, dry_run=dry_run)
+
+
+@app.command
+def evaluate(
+    run: Path, /, *, labels: str, images: str | None = None, test: str | None = None, seed: int = 0, json: bool = False
+) -> None:
+    """Measure the encoder of a run with labels, beside the untrained encoder and raw pixels.
+
+    Weighted k-NN, a linear probe, and probes on 1 % and 10 % of the labels. The result is kept in evaluation.json.
+
+    Args:
+        run: Run folder.
+        labels: sample, a folder of class folders (train/ and test/ inside are used as such), an .npz with labels, or a
+            CSV with the columns path and label.
+        images: The images that a CSV names, where they do not lie beside it.
+        test: Labelled images to test on, in the same forms. [default: a fifth of the labels]
+        seed: Seed of the draws of few labels, and of the split where there is one.
+        json: Print the result as JSON.
+    """
+    from barlow.evaluate import evaluate, table
+
+    result = evaluate(run, labels, images=images, test=test, seed=seed)
+    if json:
+        import json as writer
+
+        print(writer.dumps(result, indent=2))
+    else:
+        print(table(result))
+
+
+@app.command
+def embed(run: Path, images: str, /, *, output: Annotated[Path, Parameter(name=["--output", "-o"])]) -> None:
+    """Write one row an image: its path and its embedding.
+
+    Args:
+        run: Run folder or encoder folder.
+        images: Anything that pretrain takes.
+        output: FILE.parquet, or FILE.npy with the paths in FILE.txt.
+    """
+    from barlow.embedding import embed_to_file
+
+    count = embed_to_file(run, images, output)
+    print(f"{output}: {count:,} rows")
+
+
+@app.command
+def report(run: Path, /) -> None:
+    """Draw the single-file report of a run again.
+
+    Args:
+        run: Run folder.
+    """
+    from barlow.report import write_report
+
+    print(write_report(run))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line and exits: 0, or the code of what went wrong, said in one sentence without a traceback."""
+    try:
+        app(arguments, exit_on_error=True)
+    except (UserError, DataError, NumbersError, Stopped) as error:
+        fail(f"barlow: {error}", error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has left
+        sys.exit(0)
+    except KeyboardInterrupt:
+        fail("barlow: interrupted", 130)
+
+
+def fail(sentence: str, code: int) -> None:
+    """Prints one sentence on standard error and exits."""
+    print(sentence, file=sys.stderr)
+    sys.exit(code)

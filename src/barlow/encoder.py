@@ -1,0 +1,178 @@
+"""The trained encoder as files that other tools open: save, load, preprocess."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+
+from barlow.errors import UserError
+from barlow.files import atomic_write
+from barlow.network import build_encoder, feature_count
+from barlow.views import View, crop, draw
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+@final
+class Encoder(nn.Module):
+    """An encoder with its preprocessing: images → ``preprocess`` → (n, c, h, w) → ``forward`` → (n, features).
+
+    ``model`` is the plain timm network. ``features``, ``channels`` and ``size`` say what goes in and comes out.
+    """
+
+    def __init__(self, model: nn.Module, *, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.model = model
+        self.size, self.channels = size, len(mean)
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        self.features = feature_count(model, self.channels, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (n, features) of preprocessed images (n, channels, size, size), float32."""
+        return cast(Tensor, self.model(x))
+
+    def preprocess(self, images: Sequence[NDArray[Any]]) -> Tensor:
+        """Images (h, w, c) of any size, uint8, uint16 or float in 0..1, to float32 (n, c, size, size).
+
+        The largest centred square, resized (bicubic, antialiased), scaled to 0..1 and normalised with the channels'
+        mean and standard deviation: what timm does with ``crop_pct = 1``. ValueError for another number of channels.
+        """
+        for image in images:
+            if image.ndim != 3 or image.shape[2] != self.channels:
+                raise ValueError(f"the encoder takes images (h, w, {self.channels}), not {image.shape}")
+        sizes = np.array([image.shape[:2] for image in images], np.int64)
+        none = np.zeros(len(images), np.int64)
+        central = draw(View(), 0, none, none, 0, sizes, self.channels)
+        pixels = torch.from_numpy(crop(images, central, self.size))
+        mean, std = cast(Tensor, self.mean), cast(Tensor, self.std)
+        unit = pixels.to(mean.device).permute(0, 3, 1, 2).float()
+        if pixels.dtype == torch.uint8:
+            unit = unit / 255
+        return ((unit - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def save_encoder(
+    folder: Path, model: nn.Module, *, name: str, arguments: Mapping[str, Any], size: int,
+    mean: Sequence[float], std: Sequence[float], origin: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Writes a folder that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` opens without this package.
+
+    ``arguments`` are those of ``timm.create_model`` (with in_chans and num_classes=0); ``origin`` is kept in
+    the config as it is (what trained this, when, on what). Each file is replaced atomically.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    features = feature_count(model, len(mean), size)
+    config = {
+        "architecture": name,
+        "num_classes": 0,
+        "num_features": features,
+        "global_pool": pool if isinstance(pool := getattr(model, "global_pool", None), str) else "avg",
+        "model_args": dict(arguments),
+        "pretrained_cfg": {
+            "tag": "barlow",
+            "custom_load": False,
+            "input_size": [len(mean), size, size],
+            "fixed_input_size": "img_size" in arguments,
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "crop_mode": "center",
+            "mean": list(mean),
+            "std": list(std),
+            "num_classes": 0,
+            "pool_size": None,
+            "first_conv": None,
+            "classifier": None,
+        },
+        "barlow": dict(origin),
+    }
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    atomic_write(folder / WEIGHTS, to_safetensors(tensors, metadata={"format": "pt"}))
+    atomic_write(folder / CONFIG, json.dumps(config, indent=2) + "\n")
+
+
+def load_encoder(path: str | Path) -> Encoder:
+    """The encoder in a run folder or an encoder folder, in evaluation mode, with its preprocessing.
+
+    Nothing in the folder is executed: weights are safetensors, the rest is JSON, the architecture is timm's by name.
+    UserError when the folder is not such an encoder, is damaged, or does not fit its weights.
+    """
+    folder = encoder_folder(path)
+    config = read_config(folder)
+    model = rebuild(config, folder)
+    try:
+        tensors = load_file(folder / WEIGHTS)
+        model.load_state_dict(tensors, strict=True)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"The encoder's weights {folder / WEIGHTS} cannot be read: {error}.") from None
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"The weights in {folder} do not fit their config.json: {reason}") from None
+    if not all(t.isfinite().all() for t in tensors.values() if t.is_floating_point()):
+        raise UserError(f"The encoder's weights {folder / WEIGHTS} hold values that are not finite.")
+    return _wrap(model, config)
+
+
+def untrained(path: str | Path, seed: int) -> Encoder:
+    """The same architecture as ``load_encoder(path)`` with the weights that ``seed`` gave it before training."""
+    folder = encoder_folder(path)
+    config = read_config(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _wrap(rebuild(config, folder), config)
+
+
+def encoder_folder(path: str | Path) -> Path:
+    """The folder with config.json: ``path`` itself, or ``path``/encoder of a run folder (UserError when neither)."""
+    for folder in (Path(path), Path(path) / "encoder"):
+        if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
+            return folder
+    raise UserError(f"{path} is neither a run folder with an encoder nor an encoder folder (config.json, {WEIGHTS}).")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of an encoder folder, its fields checked (UserError)."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        cfg = config["pretrained_cfg"]
+        channels, size, width = cfg["input_size"]
+        sound = (
+            isinstance(config["architecture"], str)
+            and isinstance(config["model_args"], dict)
+            and size == width
+            and 0 < size <= 16384
+            and 0 < channels <= 65536
+            and len(cfg["mean"]) == len(cfg["std"]) == channels
+            and all(isinstance(v, (int, float)) for v in (*cfg["mean"], *cfg["std"]))
+            and all(v > 0 for v in cfg["std"])
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise UserError(f"{folder / CONFIG} is damaged, or is not an encoder that this program wrote.")
+    return cast(dict[str, Any], config)
+
+
+def rebuild(config: Mapping[str, Any], folder: Path) -> nn.Module:
+    """The network that config.json describes, with fresh weights. Only names that timm knows, never a hub address."""
+    name, cfg = config["architecture"], config["pretrained_cfg"]
+    if ":" in name or "/" in name:
+        raise UserError(f"{folder / CONFIG} asks for the architecture {name!r}, which is not the name of a timm model.")
+    arguments = {k: v for k, v in config["model_args"].items() if not k.startswith("pretrained")}
+    channels, size, _ = cfg["input_size"]
+    return build_encoder(name, arguments, channels=channels, size=size, pretrained=False)
+
+
+def _wrap(model: nn.Module, config: Mapping[str, Any]) -> Encoder:
+    cfg = config["pretrained_cfg"]
+    return Encoder(model, size=cfg["input_size"][1], mean=cfg["mean"], std=cfg["std"]).eval()

@@ -1,0 +1,69 @@
+"""What a source is: a folder, a list, shards, a table … → its rows."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from barlow import columns, pairs, shards, sources
+from barlow.errors import UserError
+from barlow.sources import Found, shown
+
+
+def find(source: str | Path) -> tuple[Found, Found | None]:
+    """(images, their partners where the source is a table of pairs). Raises UserError, also where there are none."""
+    found, partners = _find(source)
+    if not len(found.rows):
+        others = ", ".join(f"{count} {ending}" for ending, count in found.passed_over.most_common(5))
+        raise UserError(f"no images in {source}" + (f" (passed over: {others})" if others else ""))
+    return found, partners
+
+
+def _find(source: str | Path) -> tuple[Found, Found | None]:
+    path, ending = Path(source), Path(source).suffix.lower()
+    if path.is_dir():
+        return _find_in_folder(path), None
+    if ending == ".tar":
+        return shards.find_in_shards(shards.expand(str(source)), path.absolute().parent), None
+    if not path.exists():
+        raise UserError(f"there is no file or folder {path}: check the path (looked for from {Path.cwd()})")
+    if ending == ".arrow" or (ending == ".parquet" and _holds_images(path)):
+        return columns.find_in_tables(*columns.table_files(path)), None
+    if ending in (".csv", ".parquet"):
+        return pairs.find_in_table(path)
+    if ending.encode() in sources.ENDINGS:
+        return sources.find_files([os.fsencode(path.name)], path.absolute().parent), None
+    return sources.find_in_list(path), None
+
+
+def _holds_images(path: Path) -> bool:
+    try:
+        return columns.image_column(pq.read_schema(path)) is not None
+    except (OSError, pa.ArrowInvalid):
+        return False
+
+
+def _find_in_folder(path: Path) -> Found:
+    """Loose images where there are any, else the tar shards or tables that lie in the folder."""
+    if (path / "dataset_dict.json").exists():
+        return columns.find_in_tables(*columns.table_files(path))
+    found = sources.find_in_folder(path)
+    if len(found.rows) or not found.packed:
+        return found
+    tars = [path / os.fsdecode(name) for name in found.packed if name.lower().endswith(b".tar")]
+    if tars:
+        return shards.find_in_shards(tars, path)
+    return columns.find_in_tables(*columns.table_files(path))
+
+
+def root_of(source: str | Path, kind: str) -> bytes:
+    """The folder that the paths of an index are relative to, now."""
+    if kind == "table":
+        return find(source)[0].root
+    path = Path(source)
+    if not path.is_dir() and not path.absolute().parent.is_dir():
+        raise UserError(f"there is no file or folder {shown(os.fsencode(path))}: bring it back, or say where it is now")
+    return os.fsencode(path if path.is_dir() else path.absolute().parent)

@@ -1,0 +1,155 @@
+"""The index: a table of all images of a source, made once from their headers and used from there on.
+
+Columns: path (bytes), bytes, modified (ns), width, height (after EXIF), mode (``barlow.decode.Header``), status ("ok"
+or the reason why the image cannot be used), and where the source has them file, offset and label. It lies in the run
+folder as Parquet, so files that come or go later do not change a run. Arrow holds it in memory: a million paths are two
+blocks of memory, not a million Python objects that every worker process would copy.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from barlow.decode import header
+from barlow.errors import UserError
+from barlow.guard import BadImage, warnings_raise
+from barlow.progress import progress
+from barlow.sources import Found, read_bytes, with_file
+
+T = TypeVar("T")
+
+OK = "ok"
+COLUMNS = ("path", "bytes", "modified", "width", "height", "mode", "status")
+WORDS = pa.dictionary(pa.int32(), pa.string())
+METADATA = b"barlow"
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_threads(function: Callable[[int], T], count: int, what: str, workers: int = 0, chunk: int = 64) -> Iterator[T]:
+    """``function(0)``, ``function(1)`` … in order, computed in threads (0: one a core) a bounded way ahead, with
+    progress."""
+    workers = workers or cores()
+
+    def some(start: int) -> list[T]:
+        return [function(k) for k in range(start, min(start + chunk, count))]
+
+    def all_of_them() -> Iterator[T]:
+        waiting: deque[Future[list[T]]] = deque()
+        try:
+            for start in range(0, count, chunk):
+                waiting.append(pool.submit(some, start))
+                if len(waiting) > 2 * workers:
+                    yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="barlow")
+    return progress(all_of_them(), what, count)
+
+
+def place(rows: pa.Table, root: bytes, i: int) -> tuple[bytes, int, int]:
+    """(file, offset, length) of row ``i``; length -1 where the image is the whole file."""
+    if "file" not in rows.column_names:
+        return os.path.join(root, rows["path"][i].as_py()), 0, -1  # noqa: PTH118 - bytes
+    offset = rows["offset"][i].as_py()
+    file = os.path.join(root, rows["file"][i].as_py())  # noqa: PTH118 - bytes
+    return (file, 0, -1) if offset < 0 else (file, offset, rows["bytes"][i].as_py())
+
+
+def read_row(rows: pa.Table, root: bytes, i: int) -> bytes:
+    """The bytes of image ``i``. Raises BadImage."""
+    return read_bytes(*place(rows, root, i))
+
+
+def build(found: Found, workers: int = 16) -> pa.Table:
+    """Opens every image of a source as far as its header and returns the index, bad images included.
+
+    Threads, more than cores: over a network the wait for each file is what takes the time.
+    """
+    rows = found.rows.combine_chunks()
+
+    def look(i: int) -> tuple[int, int, str, str]:
+        file, offset, length = place(rows, found.root, i)
+        try:
+            if length < 0:
+                seen = with_file(file, lambda opened, _: header(opened))
+            else:
+                seen = header(BytesIO(read_bytes(file, offset, length)))
+        except BadImage as bad:
+            return 0, 0, "", bad.reason
+        return seen.width, seen.height, seen.mode, OK
+
+    with warnings_raise:
+        looked = list(in_threads(look, len(rows), "reading headers", workers))
+    width, height, mode, status = zip(*looked, strict=True) if looked else ((), (), (), ())
+    return (
+        rows.append_column("width", pa.array(width, pa.int32()))
+        .append_column("height", pa.array(height, pa.int32()))
+        .append_column("mode", pa.array(mode, WORDS))
+        .append_column("status", pa.array(status, WORDS))
+    )
+
+
+def usable(rows: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """(rows that are ok, the others)."""
+    ok = pc.equal(rows["status"].cast(pa.string()), OK)
+    if pc.all(ok).as_py():
+        return rows.combine_chunks(), rows.slice(0, 0)
+    return rows.filter(ok).combine_chunks(), rows.filter(pc.invert(ok)).combine_chunks()
+
+
+def modes(rows: pa.Table) -> dict[str, int]:
+    """How many usable images have each mode."""
+    ok = pc.equal(rows["status"].cast(pa.string()), OK)
+    counts = pc.value_counts(rows["mode"].cast(pa.string()).filter(ok))
+    return {pair["values"]: pair["counts"] for pair in counts.to_pylist()}
+
+
+def with_status(rows: pa.Table, reasons: Iterable[str]) -> pa.Table:
+    """The rows, with a reason in place of "ok" wherever one is given ("" leaves the status as it is)."""
+    both = zip(rows["status"].to_pylist(), reasons, strict=True)
+    status = pa.array([new if old == OK and new else old for old, new in both], WORDS)
+    return rows.set_column(rows.column_names.index("status"), "status", status)
+
+
+def as_pairs(first: pa.Table, second: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Both tables, a row being ok in both or in neither."""
+    states = [[s if s != OK else "" for s in table["status"].to_pylist()] for table in (first, second)]
+    because = [[f"its partner: {s}" if s else "" for s in state] for state in states]
+    return with_status(first, because[1]), with_status(second, because[0])
+
+
+def write(rows: pa.Table, settings: dict[str, Any], path: Path) -> None:
+    """Writes the index with ``settings`` (plain JSON values) beside it in the metadata; replaces ``path`` at once."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    pq.write_table(rows.replace_schema_metadata({METADATA: json.dumps(settings)}), temporary, compression="zstd")
+    temporary.replace(path)
+
+
+def read(path: Path) -> tuple[pa.Table, dict[str, Any]]:
+    """(index, settings). Raises UserError where the file is not an index."""
+    try:
+        rows = pq.read_table(path, memory_map=False)
+        settings = json.loads((rows.schema.metadata or {})[METADATA])
+    except (OSError, pa.ArrowInvalid, KeyError, ValueError) as error:
+        raise UserError(f"{path} is not an index of images ({error}): delete it to make a new one") from None
+    if missing := set(COLUMNS) - set(rows.column_names):
+        raise UserError(f"{path} lacks the columns {', '.join(sorted(missing))}: delete it to make a new one")
+    return rows.replace_schema_metadata(None).combine_chunks(), settings

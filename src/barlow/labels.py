@@ -1,0 +1,84 @@
+"""Labels, for evaluation only: from class folders, or from a table of paths and labels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from barlow.errors import UserError
+from barlow.pairs import read_table
+from barlow.reading import Images
+from barlow.sources import shown
+
+IntArray = np.ndarray[Any, np.dtype[np.int64]]
+
+
+def labels_from_folders(images: Images) -> tuple[IntArray, list[str]]:
+    """(int64 (n,), class names): the class of an image is the first folder below the source. Raises UserError."""
+    names = [images.key(i).partition("/") for i in range(len(images))]
+    loose = [first for first, slash, _ in names if not slash]
+    if loose or images.kind not in ("folder", "raw", "jpeg"):
+        raise UserError(
+            f"{len(loose):,} of {len(images):,} images lie in no class folder"
+            + (f", for example {loose[0]}" if loose else "")
+            + ": put each into a folder named after its class, or give a CSV of path,label"
+        )
+    return _numbered([first for first, _, _ in names])
+
+
+def labels_from_csv(path: Path, images: Images) -> tuple[IntArray, list[str]]:
+    """(int64 (n,), class names) by a CSV (or Parquet) table of paths and labels.
+
+    A path is matched as a whole (relative to the source, or absolute below it), else by its file name where only one
+    image has that. Integers stay what they are; other labels are numbered in their order. Raises UserError when an
+    image has no label or a row belongs to no image.
+    """
+    given = _given(path)
+    keys = [images.key(i) for i in range(len(images))]
+    by_key = {key: i for i, key in enumerate(keys)}
+    bases = Counter(PurePosixPath(key).name for key in keys)
+    by_base = {PurePosixPath(key).name: i for i, key in enumerate(keys) if bases[PurePosixPath(key).name] == 1}
+    root = shown(images.root).rstrip("/") + "/"
+    found: dict[int, str] = {}
+    unknown = []
+    bad = {shown(name) for name in images.bad["path"].to_pylist()}
+    for name, label in given:
+        short = name.removeprefix(root).removeprefix("./")
+        i = by_key.get(short, by_base.get(PurePosixPath(short).name))
+        if i is None:
+            if short not in bad:
+                unknown.append(name)
+        elif found.setdefault(i, label) != label:
+            raise UserError(f"{path} gives {keys[i]} two labels, {found[i]} and {label}")
+    missing = [key for i, key in enumerate(keys) if i not in found]
+    if missing or unknown:
+        parts = [f"{len(missing):,} images have no label, for example {missing[0]}"] if missing else []
+        parts += [f"{len(unknown):,} labels belong to no image, for example {unknown[0]}"] if unknown else []
+        raise UserError(f"{path} is not the table of labels of these images: " + " and ".join(parts))
+    return _numbered([found[i] for i in range(len(keys))])
+
+
+def _given(path: Path) -> list[tuple[str, str]]:
+    """(path, label) of every row: the columns named so, else the first and the second."""
+    table = read_table(path, all_columns=True)
+    names = list(table)
+    if len(names) < 2:
+        raise UserError(f"{path} has {len(names)} column: it should have two, path and label")
+    key = next((n for n in names if n.lower() in ("path", "file", "filename", "image", "key")), names[0])
+    value = next((n for n in names if n.lower() in ("label", "class", "target")), names[1])
+    return list(zip((_printable(name) for name in table[key]), table[value], strict=True))
+
+
+def _printable(name: str) -> str:
+    return shown(name.encode("utf-8", "surrogateescape").replace(b"\\", b"/"))
+
+
+def _numbered(labels: list[str]) -> tuple[IntArray, list[str]]:
+    names = sorted(set(labels))
+    if all(name.lstrip("-").isdecimal() for name in names):
+        return np.array([int(label) for label in labels], np.int64), [str(n) for n in sorted(map(int, names))]
+    number = {name: k for k, name in enumerate(names)}
+    return np.array([number[label] for label in labels], np.int64), names

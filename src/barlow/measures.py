@@ -1,0 +1,247 @@
+"""Label-free measures of a set of embeddings: plain numpy, on any (n, d) array of n images and d numbers.
+
+Every measure is a function of an array, or of a ``Sample`` when several are wanted of the same array (a Sample centres,
+multiplies and decomposes once). None depends on the scale of the array.
+Notation: Z (n × d), μ its mean row, λ₁ ≥ λ₂ ≥ … the eigenvalues of Cov Z, σ the singular values, ρ correlations.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, TypeAlias, final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from barlow.errors import UserError
+
+Floats: TypeAlias = NDArray[np.floating[Any]]
+
+DEAD = 1e-4  # a dimension whose deviation is below this share of the root mean square of all is constant
+COPY = 0.95  # |ρ| of two dimensions that say the same thing
+QUERIES = 256  # dimensions compared with all others; a share over 256 of them has a standard error of at most 0.03
+LARGE = 1 << 20  # numbers above which single precision is used: twice as fast, and exact enough for every measure
+
+
+@final
+class Sample:
+    """One (n, d) array, checked, centred, and decomposed at most once. n ≥ 2, d ≥ 1, all numbers finite.
+
+    Raises UserError for another shape, for text, and for numbers that are not finite.
+    """
+
+    def __init__(self, z: ArrayLike) -> None:
+        raw = np.asarray(z)
+        if raw.ndim != 2 or raw.shape[0] < 2 or raw.shape[1] < 1:
+            raise UserError(f"embeddings must have the shape (images ≥ 2, numbers ≥ 1); got {raw.shape}")
+        if raw.dtype.kind not in "fiub":
+            raise UserError(f"embeddings must be real numbers; got {raw.dtype}")
+        self.n, self.d = raw.shape
+        largest = float(np.max(np.abs(raw.astype(np.float32, copy=False) if raw.dtype == np.float16 else raw)))
+        if not np.isfinite(largest):
+            raise UserError("embeddings hold numbers that are not finite: look for the first step with a NaN loss")
+        self.scale = largest or 1.0
+        work = np.float32 if raw.size > LARGE else np.float64
+        values = (raw / raw.dtype.type(self.scale) if raw.dtype == np.float32 == work else raw / self.scale).astype(work)
+        self.mean: Floats = values.mean(axis=0, dtype=np.float64)
+        self.centred: Floats = values - self.mean.astype(work)
+        self.centred -= self.centred.mean(axis=0)  # the second pass removes what the first one rounded
+
+    @classmethod
+    def of(cls, z: ArrayLike | Sample) -> Sample:
+        """``z`` itself when it is a Sample already."""
+        return z if isinstance(z, Sample) else cls(z)
+
+    @property
+    def room(self) -> int:
+        """The largest rank a centred sample can have, min(n − 1, d)."""
+        return min(self.n - 1, self.d)
+
+    @cached_property
+    def gram(self) -> Floats:
+        """Inner products of the centred rows, (n, n)."""
+        return self.centred @ self.centred.T
+
+    @cached_property
+    def raw_gram(self) -> Floats:
+        """Inner products of the rows as they came (divided by scale²), (n, n)."""
+        along = self.centred @ self.mean.astype(self.centred.dtype)
+        product: Floats = self.gram + along[:, None] + along[None, :] + float(self.mean @ self.mean)
+        return product
+
+    @cached_property
+    def cosines(self) -> Floats:
+        """Cosines of all pairs of rows, (n, n); a row of zeros has cosine 0 with every row."""
+        norm = np.sqrt(np.maximum(np.diag(self.raw_gram), 0.0))
+        inverse = np.divide(1.0, norm, out=np.zeros_like(norm), where=norm > 0)
+        product: Floats = self.raw_gram * inverse[:, None] * inverse[None, :]
+        return product
+
+    @cached_property
+    def distances(self) -> Floats:
+        """Euclidean distances of all pairs of rows, (n, n), in units of ``scale``; the diagonal is infinite."""
+        square = np.diag(self.gram)
+        apart = np.sqrt(np.maximum(square[:, None] + square[None, :] - 2 * self.gram, 0.0))
+        np.fill_diagonal(apart, np.inf)
+        return apart
+
+    @cached_property
+    def eigenvalues(self) -> Floats:
+        """Eigenvalues of Cov Z, largest first, (room,), ≥ 0, in units of ``scale``²."""
+        matrix = self.gram if self.d >= self.n else self.centred.T @ self.centred
+        return np.maximum(np.linalg.eigvalsh(matrix)[::-1][: self.room].astype(np.float64), 0.0) / self.n
+
+    @cached_property
+    def deviations(self) -> Floats:
+        """Standard deviation of every dimension, (d,), in units of ``scale``."""
+        return np.sqrt(np.einsum("nd,nd->d", self.centred, self.centred) / self.n)
+
+    @cached_property
+    def alive(self) -> NDArray[np.bool_]:
+        """Dimensions that are not constant, (d,)."""
+        typical = float(np.sqrt(np.mean(np.square(self.deviations, dtype=np.float64))))
+        return self.deviations > max(DEAD * typical, 1e-12)
+
+    @cached_property
+    def correlations(self) -> tuple[Floats, NDArray[np.intp]]:
+        """Correlations ρ of up to ``QUERIES`` evenly spaced living dimensions with all living ones: (queries, living)
+        with 0 in place of a dimension's correlation with itself, and the positions of the queries."""
+        unit = self.centred[:, self.alive] / (self.deviations[self.alive] * np.sqrt(self.n))
+        living = unit.shape[1]
+        queries = np.unique(np.linspace(0, living - 1, min(living, QUERIES)).astype(np.intp))
+        table = unit[:, queries].T @ unit
+        table[np.arange(len(queries)), queries] = 0.0
+        return table, queries
+
+
+def spectrum(z: ArrayLike | Sample) -> Floats:
+    """Eigenvalues λ of the covariance matrix, largest first: (min(n − 1, d),) float64, ≥ 0, in squared units of z."""
+    s = Sample.of(z)
+    return s.eigenvalues * s.scale**2
+
+
+def relative_spread(z: ArrayLike | Sample) -> float:
+    """tr Cov / (tr Cov + ‖μ‖²): the share of the squared length that differs between images. 0 (the same vector for
+    every image) … 1 (no common part). A rank is blind to a constant plus noise; this is not (after Chen & He, SimSiam,
+    2021, whose measure is the deviation of the normalised rows)."""
+    s = Sample.of(z)
+    varying = float(np.trace(s.gram, dtype=np.float64)) / s.n
+    total = varying + float(s.mean @ s.mean)
+    return varying / total if total > 0 else 0.0
+
+
+def mean_cosine(z: ArrayLike | Sample) -> float:
+    """Mean cosine of two different images' vectors: −1/(n−1) … 1 (all point the same way). Features after a ReLU are
+    non-negative, so 0.4 to 0.98 is ordinary for an encoder's output; near 0 for a centred embedding."""
+    s = Sample.of(z)
+    return (float(s.cosines.sum(dtype=np.float64)) - float(np.trace(s.cosines))) / (s.n * (s.n - 1))
+
+
+def entropy_rank(p: Floats) -> float:
+    """exp of the entropy of the shares ``p`` (any positive scale): how many of them there are in effect; 0 for none."""
+    p = p[p > 0]
+    p = p / p.sum() if p.size else p
+    return float(np.exp(-(p * np.log(p)).sum())) if p.size else 0.0
+
+
+def effective_rank(z: ArrayLike | Sample) -> float:
+    """exp(−Σ p log p) with p = σ/Σσ, σ the singular values of the centred Z: how many directions the images spread
+    over. 1 … min(n − 1, d); 0 for identical rows (Roy & Vetterli 2007)."""
+    return entropy_rank(np.sqrt(Sample.of(z).eigenvalues))
+
+
+def participation(z: ArrayLike | Sample) -> float:
+    """(Σλ)² / Σλ²: the number of directions that carry the variance; unlike the effective rank it hardly sees a long
+    weak tail. 1 … min(n − 1, d); 0 for identical rows (participation ratio, a relative of He & Ozay's NESum 2022)."""
+    values = Sample.of(z).eigenvalues
+    return float(values.sum() ** 2 / np.square(values).sum()) if values.any() else 0.0
+
+
+def rank_me(z: ArrayLike | Sample) -> float:
+    """exp(−Σ p log p) with p = σ/Σσ + 1e-7, σ the singular values of Z as it is, not centred: 1 … min(n, d). Compares
+    runs of one method on the same number of images only (RankMe, Garrido et al. 2023, eq. 1; the paper uses 25,600)."""
+    s = Sample.of(z)
+    if s.d >= s.n:
+        matrix = s.raw_gram
+    else:
+        matrix = s.centred.T @ s.centred + s.n * np.outer(s.mean, s.mean)
+    sigma = np.sqrt(np.maximum(np.linalg.eigvalsh(matrix).astype(np.float64), 0.0))
+    total = sigma.sum()
+    p = sigma / (total if total > 0 else 1.0) + 1e-7
+    return float(np.exp(-(p * np.log(p)).sum()))
+
+
+def spectrum_alpha(z: ArrayLike | Sample) -> float:
+    """α of λ_k ∝ k^−α, by least squares on the logarithms for k from min(10, r/8) to r/2, r = min(n − 1, d): about 1
+    for good encoders, well above 2 steep (few directions), near 0 white. The head is left out because a few strong
+    directions are no tail, the end because the sample bends it. nan where fewer than four λ are left (α-ReQ, Agrawal
+    et al. 2022)."""
+    s = Sample.of(z)
+    last = max(s.room // 2, min(s.room, 6))
+    first = min(10, s.room // 8)
+    values = s.eigenvalues[first:last]
+    positive = values > 1e-12 * s.eigenvalues[0]
+    if positive.sum() < 4:
+        return float("nan")
+    k = np.log(np.arange(first + 1, last + 1)[positive])
+    return -float(np.polyfit(k, np.log(values[positive]), 1)[0])
+
+
+def rank_cliff(z: ArrayLike | Sample) -> int:
+    """The rank r at which the spectrum falls off a cliff: λ_r ≥ 20 λ_{r+1} with at most 5 % of the variance beyond, and
+    r at most an eighth of the room min(n − 1, living d); 0 where there is no cliff. The spectra of working encoders fall
+    smoothly (power laws: λ_r/λ_{r+1} near 1), those confined to a subspace do not. Higher cliffs are no fault: the last
+    layer of MobileNet and its like widens a narrow one, a fifth of the room, by construction."""
+    s = Sample.of(z)
+    room = min(s.n - 1, int(s.alive.sum()))
+    reach = room // 8
+    values = s.eigenvalues[: reach + 1]
+    if reach < 1 or not values[0] > 0:
+        return 0
+    beyond = 1 - np.cumsum(values[:-1]) / s.eigenvalues.sum()
+    gap = values[:-1] / np.maximum(values[1:], 1e-30)
+    cliffs = np.flatnonzero((gap >= 20) & (beyond <= 0.05) & (values[:-1] > 1e-10 * values[0]))
+    return int(cliffs[0]) + 1 if cliffs.size else 0
+
+
+def off_diagonal_excess(z: ArrayLike | Sample) -> float:
+    """Mean ρ²ᵢⱼ over pairs of different dimensions times n − 1: 1 for independent dimensions (the sampling floor: a
+    chance ρ² has mean 1/(n − 1)), up to n − 1 when all are copies; below 1 for an embedding decorrelated on this very
+    sample. Over at most 256 × d pairs; nan where fewer than two dimensions live."""
+    s = Sample.of(z)
+    if s.alive.sum() < 2:
+        return float("nan")
+    table, queries = s.correlations
+    return float(np.square(table).sum(dtype=np.float64)) / (len(queries) * (table.shape[1] - 1)) * (s.n - 1)
+
+
+def dead_dimensions(z: ArrayLike | Sample) -> float:
+    """Share of dimensions that are the same number for every image (deviation below 1e-4 of the root mean square
+    deviation): 0 … 1."""
+    return 1.0 - float(Sample.of(z).alive.mean())
+
+
+def duplicate_dimensions(z: ArrayLike | Sample) -> float:
+    """Share of living dimensions with a copy, |ρᵢⱼ| > 0.95 for some j ≠ i: 0 … 1. With few images the bar is raised
+    to where chance alone would reach it once in a hundred arrays. Asked of at most 256 dimensions, each against all."""
+    s = Sample.of(z)
+    if s.alive.sum() < 2 or s.n < 4:
+        return 0.0
+    table, _ = s.correlations
+    chance = np.sqrt(1 - (0.01 / table.shape[1] ** 2) ** (2 / (s.n - 2)))
+    return float((np.abs(table).max(axis=1) > max(COPY, chance)).mean())
+
+
+def forced_duplicates(z: ArrayLike | Sample) -> float:
+    """The share of copies that this spectrum forces on d dimensions that point in random directions: 0 … 1. In two or
+    three directions hundreds of dimensions cannot avoid being copies; that is a low rank, not redundancy. The first 64
+    directions are drawn (seed 0), the variance beyond them counts as unshared."""
+    s = Sample.of(z)
+    values = s.eigenvalues
+    if not values.any():
+        return 0.0
+    ways = np.random.default_rng(0).standard_normal((min(64, s.room), s.d)) * np.sqrt(values[:64])[:, None]
+    ways /= np.sqrt(np.square(ways).sum(axis=0) + values[64:].sum())
+    near = np.abs(ways[:, :QUERIES].T @ ways)
+    np.fill_diagonal(near, 0.0)
+    return float((near.max(axis=1) > COPY).mean())

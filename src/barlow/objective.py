@@ -1,0 +1,253 @@
+"""The Barlow Twins loss (Zbontar et al., ICML 2021, arXiv:2103.03230), exact, the same on one process and on many.
+
+    L = Σᵢ (1 - Cᵢᵢ)² + λ Σᵢ Σ_{j≠i} Cᵢⱼ²,   C = ÂᵀB̂/N     (eq. 1 and 2)
+
+Â, B̂ are the embeddings (N×D), every column standardised over the whole batch, that of all processes: biased variance,
+eps 1e-5 inside the root. With more than two views L is the mean over all pairs, so scale and floor stay those of two.
+The arithmetic is float32, autocast or not (float64 if an embedding is float64).
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from barlow import forms, ranks
+from barlow.errors import NumbersError, UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """One evaluation of the loss: loss = invariance + λ · redundancy. The same on every process."""
+
+    loss: Tensor  # scalar, float32 or float64: the one to differentiate
+    invariance: float  # Σᵢ (1 - Cᵢᵢ)², mean over the pairs of views
+    redundancy: float  # Σᵢ Σ_{j≠i} Cᵢⱼ², likewise; not yet multiplied by λ
+    floor: float  # no embeddings of this many images and features can have a smaller loss
+    diagonal: Tensor  # (D,) Cᵢᵢ, mean over the pairs: how well each feature survives the distortions, in [-1, 1]
+    dead: int  # features whose variance in some view is below eps = 1e-5 (a constant one has 0)
+    form: str  # "gram" or "correlation": which exact form was the cheaper
+    _matrix: Callable[[int, int], Tensor] = field(repr=False)
+
+    @property
+    def mean_diagonal(self) -> float:
+        """Mean Cᵢᵢ: 1 when the views agree in every feature, about 0 for unrelated views."""
+        return float(self.diagonal.mean())
+
+    def cross_correlation(self, a: int = 0, b: int = 1) -> Tensor:
+        """C between views a and b, (D, D), detached.
+
+        The correlation form has it at hand. In the Gram form no D×D matrix exists: it is computed when asked for, from
+        the embeddings (to which these terms hold a reference, not a copy); on several processes all of them must ask.
+        """
+        return self._matrix(a, b)
+
+
+class BarlowTwinsLoss(nn.Module):
+    """The loss as a module: ``BarlowTwinsLoss()(z_a, z_b)`` is the scalar to differentiate.
+
+    ``lambda_``: the weight of the redundancy, at least 0; None stands for ``default_lambda(D)``.
+    ``terms``: the ``Terms`` of the last call, None before the first; its loss is detached, to keep no graph alive.
+    """
+
+    def __init__(self, lambda_: float | None = None) -> None:
+        super().__init__()
+        _check_lambda(lambda_)
+        self.lambda_ = lambda_
+        self.terms: Terms | None = None
+
+    def forward(self, *z: Tensor) -> Tensor:
+        """Two or more embeddings (n, D) of the same images → scalar. Raises what ``barlow_twins_loss`` raises."""
+        terms = barlow_twins_loss(*z, lambda_=self.lambda_)
+        self.terms = replace(terms, loss=terms.loss.detach())
+        return terms.loss
+
+    def extra_repr(self) -> str:
+        return f"lambda_={self.lambda_}"
+
+
+def barlow_twins_loss(*z: Tensor, lambda_: float | None = None) -> Terms:
+    """The loss of two or more embeddings of the same images, with its terms.
+
+    ``z``: (n, D) each, floating point, row i of all of them from image i. ``lambda_``: None stands for
+    ``default_lambda(D)``.
+
+    In a process group the batch is the joined batch of all processes (n may differ, all must call), and the gradient is
+    multiplied by the number of processes: the mean over processes which DistributedDataParallel takes then is exactly
+    the gradient of one process with the joined batch. The call costs one read-back from a GPU.
+
+    Raises UserError (a ValueError) for bad shapes, dtypes or λ, and NumbersError naming the view that is not finite.
+    """
+    _check_lambda(lambda_)
+    counts = _agreed_counts(z)
+    weight = default_lambda(z[0].shape[1]) if lambda_ is None else float(lambda_)
+    loss, terms = _Loss.apply(weight, counts, *z)
+    result: Terms = replace(terms, loss=loss)
+    return result
+
+
+def floor(n: int, dim: int, lambda_: float) -> float:
+    """The smallest loss that any embeddings of ``n`` images in ``dim`` features can have.
+
+    C has rank n-1 at most. When dim > n-1 it cannot be the identity, and since trace(C)² ≤ rank(C)·ΣCᵢⱼ²
+
+        L ≥ D·κ/(1+κ),   κ = λ(D/(N-1) - 1),
+
+    reached with all Cᵢᵢ = 1/(1+κ). For λ > 1 giving features up is cheaper, and the bound is that of λ = 1, D-N+1.
+    Zero when dim ≤ n-1. Raises UserError for n < 2, dim < 1 or a λ that is not a number ≥ 0.
+    """
+    if n < 2 or dim < 1:
+        raise UserError(f"the floor needs at least 2 images and 1 feature, given n={n}, dim={dim}")
+    _check_lambda(lambda_)
+    kappa = min(lambda_, 1.0) * max(0.0, dim / (n - 1) - 1.0)
+    return dim * kappa / (1.0 + kappa)
+
+
+def default_lambda(dim: int) -> float:
+    """λ for D features: 0.0051, but 1/D for fewer than 196 of them.
+
+    0.0051 is the published code's at D = 8192 (the paper, section 4.3, finds the result flat around it) and common
+    down to D = 2048; 1/D is Tsai et al. 2021 (arXiv:2104.13712), who use 1/128 at D = 128.
+    """
+    return max(0.0051, 1.0 / dim)
+
+
+class _Loss(torch.autograd.Function):
+    """z → (loss, everything else in ``Terms``); the forms do the arithmetic."""
+
+    @staticmethod
+    def forward(ctx: Any, lambda_: float, counts: list[int], *z: Tensor) -> tuple[Tensor, Terms]:
+        total, world = sum(counts), len(counts)
+        dim, pairs = z[0].shape[1], len(z) * (len(z) - 1) // 2
+        dtype = torch.float64 if any(view.dtype == torch.float64 for view in z) else torch.float32
+        form = forms.cheaper(total, dim, len(z), world, halves=z[0].device.type == "cpu")
+        across = form == "gram" and world > 1
+        with _no_autocast(z[0]):
+            if form == "gram":
+                held = tuple(ranks.rows_to_columns(view, counts) for view in z) if across else z
+                saved = forms.gram(held, dtype)
+            else:
+                held = z
+                saved = forms.correlation(held, total, dtype)
+            mean, scale, diagonal = saved.mean, saved.scale, saved.diagonal
+            flags = _flags(scale)
+            if across:
+                ranks.sum_(flags)
+                diagonal = ranks.gather_rows(diagonal.T).T
+            wide = diagonal.to(saved.squares.dtype)
+            inside = (saved.squares - wide.square().sum()) if form == "gram" else saved.squares
+            sums = torch.stack(((1.0 - wide).square().sum(), inside.clamp_min(0.0))) / pairs
+            loss = (sums[0] + lambda_ * sums[1]).to(dtype)
+        invariance, redundancy, dead, *bad = torch.cat((sums, flags)).tolist()  # the one read-back from the device
+        _refuse_bad(bad)
+        ctx.lambda_, ctx.counts, ctx.form, ctx.dim, ctx.across = lambda_, counts, form, dim, across
+        ctx.save_for_backward(*held, *saved)
+        known = (saved.products, diagonal) if form == "correlation" else None
+        matrix = partial(_cross_correlation, [view.detach() for view in z], total, (mean, scale), known)
+        least = floor(total, dim, lambda_)
+        return loss, Terms(loss, invariance, redundancy, least, diagonal.mean(0), int(dead), form, matrix)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:
+        wanted, counts = ctx.needs_input_grad[2:], ctx.counts
+        held, saved = ctx.saved_tensors[: len(wanted)], forms.Forward(*ctx.saved_tensors[len(wanted) :])
+        gain = gradient.to(saved.mean.dtype) * len(counts)
+        with _no_autocast(held[0]):
+            if ctx.form == "correlation":
+                grads = forms.correlation_gradient(held, sum(counts), saved, ctx.lambda_, gain, wanted)
+            else:
+                grads = forms.gram_gradient(held, saved, ctx.lambda_, gain, wanted)
+            if ctx.across:
+                grads = [None if g is None else ranks.columns_to_rows(g, counts, ctx.dim) for g in grads]
+        return None, None, *grads
+
+
+def _cross_correlation(
+    z: Sequence[Tensor], total: int, moments: tuple[Tensor, Tensor], known: tuple[Tensor, Tensor] | None, a: int, b: int
+) -> Tensor:
+    if known is not None and a != b:
+        products, diagonal = known
+        k = list(combinations(range(len(z)), 2)).index((min(a, b), max(a, b)))
+        matrix = products[k].clone()
+        matrix.diagonal().copy_(diagonal[k])
+        return matrix if a < b else matrix.T
+    mean, scale = moments
+    if mean.shape[1] < z[0].shape[1]:  # this process has the moments of its share of the columns only
+        mean, scale = ranks.gather_rows(mean.T).T, ranks.gather_rows(scale.T).T
+    with torch.no_grad(), _no_autocast(z[0]):
+        return forms.correlations(z, total, mean, scale, [(a, b)])[0]
+
+
+def _agreed_counts(z: Sequence[Tensor]) -> list[int]:
+    """Rows held by each process. A mistake on one process raises on all of them, so that none is left waiting."""
+    complaint = _complaint(z)
+    rows = 0 if complaint else len(z[0])
+    shape = "" if complaint else f"{len(z)} {z[0].shape[1]} {[view.dtype for view in z]}"
+    table = ranks.integers([complaint is None, rows, zlib.crc32(shape.encode())])
+    if complaint:
+        raise UserError(complaint)
+    if not all(fine for fine, _, _ in table):
+        raise UserError("another process gave the loss embeddings that it cannot use; its own message says why")
+    if len({signature for _, _, signature in table}) > 1:
+        raise UserError("the processes gave the loss different numbers of views, widths or dtypes; they must agree")
+    counts = [n for _, n, _ in table]
+    if sum(counts) < 2:
+        raise UserError(f"the loss needs at least 2 images to correlate features, given {sum(counts)}")
+    return counts
+
+
+def _complaint(z: Sequence[Any]) -> str | None:
+    if len(z) < 2:
+        return f"the loss needs embeddings of at least two views, given {len(z)}"
+    for v, view in enumerate(z):
+        name = _name(v, len(z))
+        if not isinstance(view, Tensor):
+            return f"{name} must be a tensor of shape (batch, dim), given {type(view).__name__}"
+        if view.ndim != 2 or view.shape[1] == 0:
+            return f"{name} must have the shape (batch, dim), given {tuple(view.shape)}"
+        if not view.is_floating_point():
+            return f"{name} must be floating point, given {view.dtype}; use .float()"
+        if view.shape != z[0].shape or view.device != z[0].device:
+            return (
+                f"{name} must match {_name(0, len(z))}: "
+                f"given {tuple(view.shape)} on {view.device} and {tuple(z[0].shape)} on {z[0].device}"
+            )
+    return None
+
+
+def _check_lambda(lambda_: float | None) -> None:
+    if lambda_ is not None and not (0.0 <= lambda_ < math.inf):
+        raise UserError(f"lambda must be a finite number of at least 0, given {lambda_}")
+
+
+def _name(v: int, views: int) -> str:
+    return ("z_a", "z_b")[v] if views == 2 else f"view {v + 1} of {views}"
+
+
+def _flags(scale: Tensor) -> Tensor:
+    """[dead features, view 1 not finite, view 2 not finite, …]; a variance that is NaN or infinite has no w > 0."""
+    dead = (scale > (2 * forms.EPS) ** -0.5).any(0).sum()
+    return torch.cat((dead.view(1), (~(scale > 0.0)).any(1)))
+
+
+def _refuse_bad(bad: Sequence[float]) -> None:
+    names = [_name(v, len(bad)) for v, flag in enumerate(bad) if flag]
+    if names:
+        what = "holds" if len(names) == 1 else "hold"
+        raise NumbersError(f"{' and '.join(names)} {what} NaN, infinity or numbers whose square overflows")
+
+
+def _no_autocast(like: Tensor) -> AbstractContextManager[object]:
+    device = like.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()

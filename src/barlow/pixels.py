@@ -1,0 +1,141 @@
+"""Everything after the crop, for a whole batch on its device: colour, blur, solarise, normalise.
+
+Brightness, contrast, saturation, hue, grayscale and the normalisation are affine in the colour of a pixel, so one image
+has one matrix and one vector, and every pixel is touched once. In torchvision's words: the order is brightness,
+contrast, saturation, hue (there: drawn at random), values are clipped once after all of them (there: rounded to 8 bits
+and clipped after each), and hue turns the chroma plane of YIQ (there: the angle of HSV, which also moves lightness).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from barlow.crops import Draws, Floats
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601: the gray of Pillow and torchvision
+YIQ = np.array([LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)])
+BLOCK = 32  # rows of a blur made by one matrix product: of 16 to 224, the fastest at 224 pixels and as fast below
+CHUNK = 1 << 18  # values worked on at once: what stays in a core's cache; a GPU takes 256 times as many
+
+
+def finish(crops: torch.Tensor, draws: Draws, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """Colour, blur, solarise and normalise a batch, on the device of ``crops``.
+
+    ``crops`` is (n, size, size, c), uint8 or float32 in [0, 1]; ``mean`` and ``std`` are one number per channel in
+    units of the full range. Returns float32 (n, c, size, size), channels last in memory. An image's result does not
+    depend on the others of its batch.
+    """
+    n, s, _, c = crops.shape
+    if len(draws) != n or len(mean) != c or len(std) != c:
+        raise ValueError(f"{n} crops of {c} channels, but {len(draws)} draws, {len(mean)} means, {len(std)} deviations")
+    m, d, device = np.array(mean), np.array(std), crops.device
+    full = 255.0 if crops.dtype == torch.uint8 else 1.0
+    matrix, lift, shift = (_to(v, device) for v in _colour(draws, m, d, full))
+    lift /= s * s  # of a sum, not a mean
+    luma, black, white = _to(_luma(c), device), _to(-m / d, device)[:, None], _to((1 - m) / d, device)[:, None]
+    made = torch.empty((n, c, s, s), device=device, memory_format=torch.channels_last)
+    step = max(1, CHUNK * (1 if device.type == "cpu" else 256) // (c * s * s))
+    for part in (slice(a, min(a + step, n)) for a in range(0, n, step)):
+        x = crops[part].permute(0, 3, 1, 2).contiguous().float().view(-1, c, s * s)
+        gray = (x.sum(dim=2) * luma).sum(dim=1, keepdim=True)  # of bytes, exact whatever the order up to 256 pixels
+        bias = torch.addcmul(shift[part], lift[part], gray)[..., None]
+        x = torch.baddbmm(bias, matrix[part], x) if c == 3 else torch.addcmul(bias, matrix[part], x)
+        x = x.clamp_min_(black).clamp_max_(white).view(-1, c, s, s)  # one clamp with two tensors is far slower
+        _blur(x, draws.sigma[part], min(draws.reach, s - 1))
+        _solarize(x, draws.solarize[part], m, d)
+        made[part] = x
+    return made
+
+
+def _to(values: NDArray[Any], device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(values.astype(np.float32)).to(device)
+
+
+def _luma(c: int) -> Floats:
+    """What gray is made of: the mean of all channels where they are not red, green and blue."""
+    return np.array(LUMA) if c == 3 else np.full(c, 1 / c)
+
+
+def _colour(draws: Draws, m: Floats, d: Floats, full: float) -> tuple[Floats, Floats, Floats]:
+    """All colour draws and the normalisation composed: pixels p in 0 to ``full``, of an image of mean gray g, become
+    matrix @ p + lift * g + shift.
+
+    The matrix is (n, 3, 3), or its diagonal (n, c, 1) where there are not three channels; lift and shift are (n, c).
+    """
+    gain = draws.gain / d
+    # contrast adds a gray, which saturation, hue and grayscale leave as it is
+    lift = ((1 - draws.contrast) * draws.brightness)[:, None] * gain / full
+    scale = ((draws.brightness * draws.contrast)[:, None] * gain / full)[..., None]
+    shift = (draws.offset - m) / d
+    if len(m) != 3:
+        return scale, lift, shift
+    to_gray, s = np.tile(LUMA, (3, 1)), draws.saturation[:, None, None]
+    matrix = _hue(draws.hue) @ (s * np.eye(3) + (1 - s) * to_gray)
+    # to_gray @ matrix is to_gray: neither saturation nor hue moves a pixel's gray
+    return scale * np.where(draws.gray[:, None, None], to_gray, matrix), lift, shift
+
+
+def _hue(turns: Floats) -> Floats:
+    """(n,) -> (n, 3, 3): the chroma plane of YIQ turned, luma and grays untouched."""
+    cos, sin = np.cos(2 * np.pi * turns), np.sin(2 * np.pi * turns)
+    rotation = np.zeros((len(turns), 3, 3))
+    rotation[:, 0, 0], rotation[:, 1, 1], rotation[:, 2, 2] = 1, cos, cos
+    rotation[:, 1, 2], rotation[:, 2, 1] = -sin, sin
+    return np.asarray(np.linalg.inv(YIQ) @ rotation @ YIQ)
+
+
+def _blur(x: torch.Tensor, sigma: Floats, reach: int) -> None:
+    """Blurs in place those images of (n, c, s, s) whose σ is not 0, each with its own Gaussian, mirrored at borders.
+
+    Down the columns, then along the rows, as products with banded matrices: two short convolutions by their cost, but
+    with the speed of matrix products, one kernel per image, on any device.
+    """
+    which = np.flatnonzero(sigma)
+    if not len(which) or not reach:
+        return
+    every = len(which) == len(x)
+    rows = torch.from_numpy(which).to(x.device)
+    w = _blur_matrices(sigma[which], reach, x.shape[-1], x.device)
+    y = x if every else x[rows]
+    y = torch.cat([w[:, None, out, near] @ y[:, :, near] for out, near in _bands(x.shape[-1], reach)], dim=2)
+    y = y.flatten(1, 2)
+    y = torch.cat([y[:, :, near] @ w[:, out, near].mT for out, near in _bands(x.shape[-1], reach)], dim=2)
+    if every:
+        x.copy_(y.view(x.shape))
+    else:
+        x[rows] = y.view(-1, *x.shape[1:])
+
+
+def _bands(size: int, reach: int) -> Iterator[tuple[slice, slice]]:
+    """Blocks of pixels, each with the pixels that its blur sees."""
+    for a in range(0, size, BLOCK):
+        yield slice(a, a + BLOCK), slice(max(0, a - reach), a + BLOCK + reach)
+
+
+def _blur_matrices(sigma: Floats, reach: int, size: int, device: torch.device) -> torch.Tensor:
+    """(m, size, size): row i is the Gaussian around pixel i, what falls outside mirrored back (border not repeated)."""
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma[:, None]) ** 2)
+    k = _to(kernel / kernel.sum(axis=1, keepdims=True), device)
+    wide = size + 2 * reach
+    t = torch.zeros((len(k), size, wide), device=device)
+    t.as_strided((len(k), size, 2 * reach + 1), (size * wide, wide + 1, 1)).copy_(k[:, None])
+    t[:, :, reach + 1 : 2 * reach + 1] += t[:, :, :reach].flip(-1)
+    t[:, :, size - 1 : size + reach - 1] += t[:, :, size + reach :].flip(-1)
+    return t[:, :, reach : reach + size]
+
+
+def _solarize(x: torch.Tensor, thresholds: Floats, m: Floats, d: Floats) -> None:
+    """Inverts in place, in images with a finite threshold, what is at or above it; x is normalised by m and d."""
+    which = np.flatnonzero(np.isfinite(thresholds))
+    if not len(which):
+        return
+    rows = torch.from_numpy(which).to(x.device)
+    from_on = _to((thresholds[which, None] - m) / d, x.device)[..., None, None]
+    mirror = _to((1 - 2 * m) / d, x.device)[:, None, None]
+    y = x[rows]
+    x[rows] = torch.where(y >= from_on, mirror - y, y)

@@ -1,0 +1,252 @@
+"""The automatic choices: what is not given is chosen from the images and the machine, each with its reason."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from barlow.config import Config, word
+from barlow.errors import UserError
+from barlow.objective import default_lambda
+from barlow.views import suggest
+
+# The narrow network for small images without a GPU; chosen by measurement (docs/log.md, "Encoder for small images").
+NARROW = ("resnetv2_18", {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256], "stem_chs": 16})
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the choices depend on: the images (number, median height and width in pixels, channels) and the machine."""
+
+    images: int
+    height: int
+    width: int
+    channels: int
+    in_memory: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    measured: int  # images that mean and std were measured on
+    device: str  # "cpu", "cuda" or "mps"
+    devices: int
+    cores: int
+    bfloat16: bool  # the hardware multiplies bfloat16 natively
+
+    @property
+    def side(self) -> int:
+        """The shorter of the median height and width, in pixels."""
+        return min(self.height, self.width)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One automatic choice, as it is printed."""
+
+    word: str
+    value: Any
+    reason: str
+
+
+def machine() -> tuple[str, int, int, bool]:
+    """(device, number of devices, cores, native bfloat16) of this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if torch.cuda.is_available():
+        return "cuda", torch.cuda.device_count(), cores, torch.cuda.get_device_capability()[0] >= 8
+    if torch.backends.mps.is_available():
+        return "mps", 1, cores, False
+    flags = torch.backends.cpu.get_cpu_capability() if hasattr(torch.backends.cpu, "get_cpu_capability") else ""
+    return "cpu", 1, cores, flags.startswith("AVX512") and _cpu_has_bfloat16()
+
+
+def _cpu_has_bfloat16() -> bool:
+    """AVX512-BF16 or AMX: without them autocast on a CPU converts back and forth and is slower than float32."""
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return False
+    words = next((line.split() for line in info.read_text().splitlines() if line.startswith("flags")), [])
+    return "avx512_bf16" in words or "amx_bf16" in words
+
+
+def resolve(config: Config, found: Findings) -> tuple[Config, list[Choice]]:
+    """Fills every field that is None and tells why; fields that are given stay. UserError when they cannot work.
+
+    The rules run in the order of ``RULES``, so a rule may lean on every field above its own.
+    """
+    choices: list[Choice] = []
+    for name, rule in RULES.items():
+        if getattr(config, name) is None:
+            value, reason = rule(config, found)
+            if value is not None:
+                config = config.replace(**{name: value})
+                choices.append(Choice(word(name), getattr(config, name), reason))
+    _consistent(config, found)
+    return config, choices
+
+
+def _consistent(config: Config, found: Findings) -> None:
+    """Refuses settings that cannot train."""
+    left = found.images - (config.held_out or 0)
+    if config.batch_size and config.batch_size > left:
+        raise UserError(
+            f"batch_size = {config.batch_size} is larger than the {left:,} images to train on; "
+            "give a smaller --batch-size or more images."
+        )
+    for name in ("mean", "std"):
+        if len(getattr(config, name)) != config.channels:
+            raise UserError(f"{name} has {len(getattr(config, name))} values for {config.channels} channels.")
+    if config.twins == "unshared" and isinstance(config.views, tuple) and len(config.views) != 2:
+        raise UserError(f"unshared twins take two views, not {len(config.views)}.")
+
+
+Rule = Callable[[Config, Findings], tuple[Any, str]]
+
+
+def _out(config: Config, found: Findings) -> tuple[str, str]:
+    name = Path(config.images or "images").resolve().name
+    return f"runs/{name.split('.')[0] or 'images'}", "named after the images"
+
+
+def _image_size(config: Config, found: Findings) -> tuple[int, str]:
+    side = found.side
+    if side <= 40:
+        return 2 * side, f"images of {side} px, drawn twice as large: the usual networks halve the size twice at once"
+    fit = max(size for size in (64, 96, 128, 160, 224) if size <= max(side, 64))
+    if found.device == "cpu" and fit > 64:
+        return 64, f"images of {side} px; 64 px crops are what a processor without GPU trains in reasonable time"
+    return fit, f"the largest usual crop within images of {side} px" if side >= 64 else f"images of {side} px"
+
+
+def _encoder(config: Config, found: Findings) -> tuple[str, str]:
+    assert config.image_size is not None
+    if found.device == "cpu":
+        return NARROW[0], "a narrow residual network, for a processor without GPU"
+    return ("resnet18", "small images") if config.image_size <= 96 else ("resnet50", "the paper's encoder")
+
+
+def _encoder_args(config: Config, found: Findings) -> tuple[dict[str, Any], str]:
+    if found.device == "cpu" and config.encoder == NARROW[0]:
+        return dict(NARROW[1]), "narrow layers: the most accurate of those tried in the same time"
+    return {}, "timm's defaults"
+
+
+def _batch_size(config: Config, found: Findings) -> tuple[int, str]:
+    left = found.images - (config.held_out or 0)
+    batch = 256
+    while batch > max(left // 4, 2):
+        batch //= 2
+    return batch, "small batches are enough for this objective" if batch == 256 else f"only {left:,} images to train on"
+
+
+def _projector(config: Config, found: Findings) -> tuple[tuple[int, ...], str]:
+    width = 2048 if found.device != "cpu" else 1024
+    return (width,) * 3, f"batches of {config.batch_size}: a wider embedding raises the loss's floor, not the quality"
+
+
+def _lambda(config: Config, found: Findings) -> tuple[float, str]:
+    assert isinstance(config.projector, tuple)
+    dim = config.projector[-1]
+    return default_lambda(dim), f"by the width of the embedding, {dim}"
+
+
+def _optimizer(config: Config, found: Findings) -> tuple[str, str]:
+    assert config.batch_size is not None
+    if config.batch_size >= 1024 and "vit" not in str(config.encoder) and "mixer" not in str(config.encoder):
+        return "lars", "a large batch and a convolutional network, as in the paper"
+    return (
+        "adamw",
+        "better than LARS at this batch size" if config.batch_size < 1024 else "LARS collapses on transformers",
+    )
+
+
+# Base rates by batch size, as the authors gave them for LARS (times batch / 256).
+LARS_BASE = {128: 0.7, 256: 0.4, 512: 0.3, 1024: 0.25, 2048: 0.2}
+
+
+def _lr(config: Config, found: Findings) -> tuple[float, str]:
+    assert config.batch_size is not None
+    if config.optimizer == "lars":
+        base = LARS_BASE[max([b for b in LARS_BASE if b <= config.batch_size], default=128)]
+        return base * config.batch_size / 256, f"the authors' {base} × batch / 256"
+    if "vit" in str(config.encoder):
+        return 5e-4, "AdamW on a vision transformer"
+    return 3e-3 * (config.batch_size / 256) ** 0.5, "AdamW: 0.003 at batch 256, by the root of the batch"
+
+
+def _lr_bias(config: Config, found: Findings) -> tuple[float | None, str]:
+    if config.optimizer != "lars" or config.batch_size is None:
+        return None, ""
+    rate = 0.0048 / 32 * config.batch_size / 256
+    return rate, "the paper's 0.0048 × batch / 256, over its 32 GPUs: its gradients were divided by their number"
+
+
+def _weight_decay(config: Config, found: Findings) -> tuple[float, str]:
+    return (1.5e-6, "the paper's") if config.optimizer == "lars" else (0.05, "usual for AdamW")
+
+
+def _epochs(config: Config, found: Findings) -> tuple[float | None, str]:
+    if config.steps is not None or config.minutes is not None:
+        return None, ""
+    views = 2e6 if found.device == "cpu" else 2e7
+    epochs = float(np.clip(round(views / max(found.images, 1)), 10, 800))
+    return (
+        epochs,
+        f"about {epochs * found.images:,.0f} images seen; give --minutes, --epochs or --steps for another length",
+    )
+
+
+def _precision(config: Config, found: Findings) -> tuple[str, str]:
+    if found.bfloat16:
+        return "bfloat16", "this hardware multiplies bfloat16 natively; the objective stays float32"
+    return "float32", "no native bfloat16 here"
+
+
+def _workers(config: Config, found: Findings) -> tuple[int, str]:
+    if found.in_memory:
+        return 0, "the images are in memory"
+    if found.device == "cpu":
+        return 1, "the network needs the cores"
+    return max(1, min(8, found.cores // max(found.devices, 1) - 1)), f"{found.cores} cores"
+
+
+def _held_out(config: Config, found: Findings) -> tuple[int, str]:
+    return max(2, min(512, found.images // 10)), "for the label-free measures"
+
+
+def _health_every(config: Config, found: Findings) -> tuple[int, str]:
+    steps = config.steps or 1000
+    return int(np.clip(steps // 20, 20, 500)), "about twenty looks at the held-out images" if steps < 10000 else ""
+
+
+RULES: dict[str, Rule] = {
+    "out": _out,
+    "seed": lambda c, f: (0, "the same seed gives the same run"),
+    "held_out": _held_out,
+    "channels": lambda c, f: (f.channels, "what the images have"),
+    "image_size": _image_size,
+    "mean": lambda c, f: (f.mean, f"measured on {f.measured:,} images"),
+    "std": lambda c, f: (f.std, f"measured on {f.measured:,} images"),
+    "views": lambda c, f: suggest(c.channels or f.channels, f.side),
+    "twins": lambda c, f: ("shared", "one kind of image"),
+    "pretrained": lambda c, f: (False, "from random weights"),
+    "encoder": _encoder,
+    "encoder_args": _encoder_args,
+    "batch_size": _batch_size,
+    "projector": _projector,
+    "lambda_": _lambda,
+    "optimizer": _optimizer,
+    "lr": _lr,
+    "lr_bias": _lr_bias,
+    "weight_decay": _weight_decay,
+    "warmup": lambda c, f: (0.01, "10 of 1,000 epochs, as in the paper") if c.optimizer == "lars" else (0.05, "usual"),
+    "epochs": _epochs,
+    "precision": _precision,
+    "devices": lambda c, f: (f.devices, "all that are here"),
+    "workers": _workers,
+    "cache": lambda c, f: (not f.in_memory, "decode once" if not f.in_memory else "nothing to decode"),
+    "max_bad": lambda c, f: (0.05, "more broken files than this are a broken collection"),
+}

@@ -1,0 +1,134 @@
+"""The usable images of a source, read one by one, each converted to the kind of array that the data set has."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar, final
+
+import numpy as np
+import pyarrow as pa
+
+from barlow import draws, sources
+from barlow.arrays import Held
+from barlow.convert import convert
+from barlow.decode import decode
+from barlow.errors import DataError
+from barlow.guard import BadImage
+from barlow.index import OK, place, read_row
+from barlow.sources import shown
+
+Array = np.ndarray[Any, np.dtype[Any]]
+IntArray = np.ndarray[Any, np.dtype[np.int64]]
+T = TypeVar("T")
+
+TRIES = 100  # replacements tried for one bad image
+
+
+class Bad(NamedTuple):
+    """An image that could not be used: its number, its key, the reason."""
+
+    image: int
+    key: str
+    reason: str
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Images:
+    """The usable images of a source. Cheap to hand to worker processes: no file is held open, no Python list is long.
+
+    ``channels``: of every array that ``read`` returns. ``dtype``: "uint8" (0–255), "uint16" (0–65535) or "float32"
+    (0–1: float images are scaled by ``value_range`` of the data set and clipped). ``sizes``: int64 (n, 2), height and
+    width. ``array``: all images as one (n, h, w, c) array of that dtype where the source is one in memory, else None.
+    ``labels``: int64 (n,) where the source carries them. ``rows``, ``bad``: the index of the usable and of the other
+    images. ``passed_over``: files of the folder that are no images, by ending. ``second``: where the source is a table
+    of pairs, the other image of each (as many, with channels of their own).
+    """
+
+    kind: str
+    root: bytes
+    rows: pa.Table
+    bad: pa.Table
+    sizes: IntArray
+    channels: int
+    dtype: str
+    value_range: tuple[float, float] = (0.0, 1.0)
+    labels: IntArray | None = None
+    array: Array | None = None
+    held: Held | None = None
+    passed_over: Counter[str] | None = None
+    second: Images | None = None
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def key(self, i: int) -> str:
+        """The name of image ``i``: unique, printable; for files the path below the source."""
+        return shown(self.rows["path"][int(i)].as_py())
+
+    def read(self, i: int, at_least: tuple[int, int] | None = None) -> Array:
+        """Image ``i`` as (h, w, c) of ``dtype``; raises BadImage. ``at_least`` (height, width): a JPEG may come back
+        at 1/2, 1/4 or 1/8 of its size, never smaller than this on a side."""
+        i = int(i)
+        if self.array is not None:
+            return np.array(self.array[i])
+        if self.kind == "raw":
+            return self._raw(i)
+        array = self.held[i] if self.held is not None else self.decoded(i, at_least)
+        return convert(array, self.channels, self.dtype, self.value_range)
+
+    def decoded(self, i: int, at_least: tuple[int, int] | None = None) -> Array:
+        """Image ``i`` of a source of files as ``decode`` returns it, not yet converted; raises BadImage."""
+        if (status := self.rows["status"][i].as_py()) != OK:
+            raise BadImage(status)  # known since it was prepared
+        try:
+            array = decode(read_row(self.rows, self.root, i), at_least)
+        except BadImage:
+            sources.gone(self.root)
+            raise
+        height, width = self.sizes[i]
+        if array.shape[:2] != (height, width) and at_least is None:
+            raise BadImage(f"is {array.shape[0]}×{array.shape[1]} now and was {height}×{width} when it was indexed")
+        return array
+
+    def _raw(self, i: int) -> Array:
+        """The pixels as they lie in a prepared cache, already of this data set's kind."""
+        if (status := self.rows["status"][i].as_py()) != OK:
+            raise BadImage(status)
+        array = np.empty((*self.sizes[i], self.channels), self.dtype)
+        file, offset, _ = place(self.rows, self.root, i)
+        if sources.read_into(array, file, offset) != array.nbytes:
+            raise BadImage("is cut off in the prepared cache")
+        return array
+
+    def read_or_replace(self, i: int, at_least: tuple[int, int] | None = None) -> tuple[Array, int, Bad | None]:
+        """(array, number of the image that was read, what was wrong with image ``i`` or None).
+
+        Which image stands in for a bad one depends on ``i`` alone, so a run with bad files is the same run each time.
+        """
+        return self._or_replace(i, lambda k: self.read(k, at_least))
+
+    def read_pair_or_replace(self, i: int) -> tuple[tuple[Array, Array], int, Bad | None]:
+        """As ``read_or_replace``, for pairs: (image, its partner); where one of them is bad, both are replaced."""
+        assert self.second is not None
+        second = self.second
+        return self._or_replace(i, lambda k: (self.read(k), second.read(k)))
+
+    def _or_replace(self, i: int, read: Callable[[int], T]) -> tuple[T, int, Bad | None]:
+        try:
+            return read(int(i)), int(i), None
+        except BadImage as error:
+            bad = Bad(int(i), self.key(i), error.reason)
+        for other in replacements(int(i), len(self)):
+            with contextlib.suppress(BadImage):
+                return read(other), other, bad
+        raise DataError(f"{bad.key} cannot be read ({bad.reason}), nor can {TRIES} others that were tried in its place")
+
+
+def replacements(i: int, length: int) -> list[int]:
+    """The images to try in place of image ``i``, in this order: a function of ``i`` and the length alone."""
+    places = draws.uniforms(0, 0, np.array([i]), draws.VIEWS - 1, TRIES)[0]
+    return [int(k) for k in places * length]

@@ -1,0 +1,247 @@
+"""The run folder: who may write in it, and metrics.jsonl, which after a resume reads as if the run never stopped.
+
+metrics.jsonl holds one JSON object a line with ``kind`` and ``step`` (steps done). Lines of the kinds ``train`` and
+``health`` follow from config, seed and images alone; ``speed`` and ``event`` (``TIMED``) tell of clock and world.
+A float that is not finite is written as null: JSON has no NaN, and readers of tables make it a missing value.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, final
+
+import numpy as np
+
+from barlow import __version__
+from barlow.errors import UserError
+from barlow.files import atomic_write, sweep
+from barlow.lock import Lock
+
+KINDS = ("train", "health", "speed", "event")
+TIMED = ("speed", "event")
+SNAPSHOT = re.compile(r"step-(\d+)\.npz")
+
+
+def open_run(out: Path, *, resume: bool = False) -> Run:
+    """Creates the run folder ``out``, or opens the run that is there, and locks it. Use as a context manager.
+
+    ``resume``: a run must be there. Raises UserError, and touches nothing, when ``out`` is a file or holds something
+    that is not a run, when there is nothing to resume, or when another process writes in it.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: give --out a folder")
+    ours = "barlow" in read_environment(out)
+    if resume and not (ours and (out / "config.toml").is_file()):
+        raise UserError(f"there is no run to resume in {out}")
+    there = sorted(path.name for path in out.iterdir() if not path.name.startswith(".")) if out.exists() else []
+    strange = [name for name in there if name != "run.lock"]
+    if strange and not ours:
+        raise UserError(f"{out} holds {strange[0]!r} and is no run of barlow: give --out a new or an empty folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        return Run(out)
+    except OSError as error:
+        raise UserError(f"cannot write in {out}: {error.strerror or error}") from error
+
+
+def read_environment(out: Path) -> dict[str, Any]:
+    """environment.json of a run folder; empty when there is none that can be read."""
+    try:
+        about = json.loads((out / "environment.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
+@final
+class Run:
+    """An open run folder, made by ``open_run``. ``folder``: its path; ``held``: a run was there, with its config."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock = Lock(folder / "run.lock")
+        try:
+            self.held = (folder / "config.toml").is_file()
+            if not read_environment(folder):  # from the first moment on the folder can be known as ours
+                atomic_write(folder / "environment.json", json.dumps({"barlow": __version__}) + "\n")
+            sweep(folder)
+            mend(folder / "metrics.jsonl")
+            mend(folder / "quarantine.jsonl")
+            self._quarantined = {line["key"] for line in read_metrics(folder / "quarantine.jsonl")}
+            self._metrics = (folder / "metrics.jsonl").open("ab", buffering=0)
+        except BaseException:
+            self._lock.release()
+            raise
+        self._pending = bytearray()
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where ``checkpoint.save`` and ``checkpoint.latest`` look."""
+        return self.folder / "checkpoints"
+
+    def write_config(self, text: str) -> None:
+        """Writes config.toml: the resolved config."""
+        atomic_write(self.folder / "config.toml", text)
+
+    def read_config(self) -> str:
+        """The config the run was begun with, as text."""
+        return (self.folder / "config.toml").read_text()
+
+    def write_environment(self, about: Mapping[str, Any]) -> list[str]:
+        """Writes environment.json; of a resumed run only what has changed, under ``resumed``, one entry a resume.
+
+        Returns the names of the packages and devices that are others than at the first start: to the bit no more.
+        """
+        first = read_environment(self.folder)
+        if "started" not in first:
+            atomic_write(self.folder / "environment.json", json.dumps(about, indent=1) + "\n")
+            return []
+        changed = {key: value for key, value in about.items() if first.get(key) != value}
+        first["resumed"] = [*first.get("resumed", []), changed]
+        atomic_write(self.folder / "environment.json", json.dumps(first, indent=1) + "\n")
+        return sorted(changed.keys() - {"started", "command", "host"})
+
+    def log(self, kind: str, step: int, **values: object) -> None:
+        """Appends one line to metrics.jsonl; a process killed right after has not lost it. A full disk does not stop
+        the run: the line waits in memory for the next call.
+
+        Write all lines of a step before the checkpoint of that step. Raises ValueError for a kind not in ``KINDS``.
+        """
+        if kind not in KINDS:
+            raise ValueError(f"no kind of line {kind!r}; there are {KINDS}")
+        full = bool(self._pending)
+        self._pending += json_line({"kind": kind, "step": int(step), **values})
+        try:
+            self._flush()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            if not full:
+                print(f"barlow: metrics.jsonl waits for room on the disk ({error.strerror})", file=sys.stderr)
+
+    def _flush(self) -> None:
+        while self._pending:
+            written = self._metrics.write(self._pending)
+            del self._pending[:written]
+
+    def sync(self) -> None:
+        """Forces metrics.jsonl to the disk; call it before a checkpoint, or a power cut may lose lines before it.
+
+        Raises OSError when the disk does not take it.
+        """
+        self._flush()
+        os.fsync(self._metrics.fileno())
+
+    def rewind(self, step: int) -> None:
+        """Removes what was written after ``step``, for the resumed run to write it again: lines and snapshots."""
+        self._flush()
+        self._metrics.close()
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_bytes().splitlines(keepends=True)
+        stay = [line for line in lines if (value := parse(line)) and value.get("step", step) <= step]
+        if len(stay) < len(lines):
+            atomic_write(path, b"".join(stay))
+        self._metrics = path.open("ab", buffering=0)
+        for snapshot in (self.folder / "snapshots").glob("step-*.npz"):
+            numbered = SNAPSHOT.fullmatch(snapshot.name)
+            if numbered and int(numbered[1]) > step:
+                snapshot.unlink()
+
+    def snapshot(self, name: str, **arrays: np.ndarray[Any, Any]) -> Path:
+        """Writes snapshots/``name``.npz, whole or not at all. Raises TypeError for arrays of Python objects."""
+        for key, array in arrays.items():
+            if array.dtype.hasobject:
+                raise TypeError(f"array {key} holds Python objects, which only pickle could write")
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]
+        path = self.folder / "snapshots" / f"{name}.npz"
+        path.parent.mkdir(exist_ok=True)
+        atomic_write(path, buffer.getvalue())
+        return path
+
+    def quarantine(self, key: str, reason: str) -> bool:
+        """Appends an image that cannot be used to quarantine.jsonl, once in a run. True when it is new."""
+        if key in self._quarantined:
+            return False
+        self._quarantined.add(key)
+        with (self.folder / "quarantine.jsonl").open("ab") as file:
+            file.write(json_line({"key": key, "reason": reason}))
+        return True
+
+    def close(self) -> None:
+        """Closes the files and releases the lock. Raises OSError when lines that waited for room are lost."""
+        try:
+            if not self._metrics.closed:
+                self._flush()
+        finally:
+            self._metrics.close()
+            self._lock.release()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def json_line(record: Mapping[str, object]) -> bytes:
+    """One strict JSON object and a newline. Names of files that are no Unicode come back as they were."""
+    text = json.dumps({key: plain(value) for key, value in record.items()}, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace") + b"\n"
+
+
+def plain(value: object) -> object:
+    """Numbers of numpy and torch as Python's, not finite ones as None, inside lists and mappings too."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    item = getattr(value, "item", None)
+    if item is not None:
+        value = item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def parse(line: bytes) -> dict[str, Any] | None:
+    """The object of a whole line; None for a torn or damaged one."""
+    try:
+        value = json.loads(line) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def mend(path: Path) -> None:
+    """Cuts off what a crash left at the end of a file of lines: a torn line, or a block of zeros after a power cut."""
+    if not path.exists():
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    whole = len(lines)
+    while whole and parse(lines[whole - 1]) is None:
+        whole -= 1
+    if whole < len(lines):
+        atomic_write(path, b"".join(lines[:whole]))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl (or quarantine.jsonl) in the order they were written; see the head of this file.
+
+    An absent file has none, a torn last line does not count. Raises UserError naming any other line that is damaged.
+    """
+    if not path.exists():
+        return []
+    values = [parse(line) for line in path.read_bytes().splitlines(keepends=True)]
+    if values and values[-1] is None:
+        values.pop()
+    if None in values:
+        raise UserError(f"line {values.index(None) + 1} of {path} is damaged: remove it")
+    return [value for value in values if value is not None]

@@ -1,0 +1,73 @@
+"""Saving beside the training: the loop pays for the copy to host memory, a thread for the disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from threading import Thread
+from types import TracebackType
+from typing import Any, final
+
+from torch import Tensor
+
+from barlow.checkpoint import check_finite, keep, state_bytes, write
+from barlow.tensorfile import HostCopy, host_copy
+
+
+@final
+class Saver:
+    """Saves into ``folder`` in a thread, one checkpoint at a time, and deletes what ``keep`` no longer wants.
+
+    ``stalled``: seconds the caller has waited in all, ``seconds``: what the last save took from call to disk.
+    Use it as a context manager, so that the last save is on the disk before the program goes on.
+    """
+
+    def __init__(self, folder: Path, *, last: int, every: int | None = None) -> None:
+        self.folder, self.last, self.every = folder, last, every
+        self.stalled = self.seconds = 0.0
+        self._thread: Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], best: int | None = None) -> None:
+        """Copies all and returns; the caller may train on. Waits for the save before.
+
+        Raises NumbersError at once (nothing is written then), and SaveFailed of the save before.
+        """
+        self.join()
+        started = time.monotonic()
+        what = host_copy(tensors, own=True)
+        check_finite(step, tensors)  # the originals, where they are: quick on an accelerator
+        text = state_bytes(step, state)
+        self._thread = Thread(target=self._work, args=(started, step, what, text, best), name="checkpoint")
+        self._thread.start()
+        self.stalled += time.monotonic() - started
+
+    def _work(self, started: float, step: int, what: HostCopy, state: bytes, best: int | None) -> None:
+        try:
+            write(self.folder, step, what, state)
+            keep(self.folder, last=self.last, every=self.every, best=best)
+        except BaseException as error:  # nobody catches in a thread: join() raises it where the loop can answer
+            self._error = error
+        self.seconds = time.monotonic() - started
+
+    def join(self) -> None:
+        """Waits until the disk has all. Raises what went wrong in the save under way, once (SaveFailed: try again)."""
+        started = time.monotonic()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.stalled += time.monotonic() - started
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        try:
+            self.join()
+        except Exception:
+            if kind is None:  # otherwise the first error is the one to tell
+                raise

@@ -1,0 +1,152 @@
+"""Where a run is: steps done, what is due, what it has cost, and what goes into the run folder."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any, final
+
+import numpy as np
+
+from barlow import ranks
+from barlow.batches import Batch
+from barlow.checkpoint import Checkpoint, SaveFailed
+from barlow.config import Config
+from barlow.console import say
+from barlow.errors import DataError
+from barlow.held_out import health_lines
+from barlow.images import Bad
+from barlow.optimizer_state import flatten_optimizer, parameter_names, unflatten_optimizer
+from barlow.prepare import Ready
+from barlow.runlog import Run
+from barlow.saver import Saver
+from barlow.signals import Deadline
+
+SAVE_SECONDS = 600.0  # between checkpoints, unless checkpoint_every says otherwise
+EPOCH_SECONDS = 60.0  # the end of an epoch is saved too, once this long after the last checkpoint
+LINES = 2000  # of kind "train" in metrics.jsonl at most
+RECENT = 50  # steps that the rate shown is the mean of
+
+
+@final
+class Session:
+    """The state of the loop beside the network. ``run`` and ``saver`` are None on all processes but the first."""
+
+    def __init__(self, parts: Ready, run: Run | None, saver: Saver | None, steps: int, deadline: Deadline) -> None:
+        self.parts, self.run, self.saver, self.steps, self.deadline = parts, run, saver, steps, deadline
+        self.step = 0
+        self.log_every = max(1, steps // LINES)
+        self.health_every = parts.config.health_every or int(np.clip(steps // 20, 20, 500))
+        self.started = self.saved = self._last = time.monotonic()
+        self.seen, self.bad = 0, dict[int, Bad]()
+        self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT)
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the training images so far."""
+        return self.step * self.parts.source.batch_size / len(self.parts.source.train)
+
+    def took(self, batch: Batch, waited: float) -> None:
+        """Counts a step that is done. DataError when too many images are bad."""
+        now = time.monotonic()
+        self._recent.append((now - self._last, waited))
+        self._last, self.step = now, batch.step + 1
+        self.seen += len(batch.images)
+        for bad in batch.bad:
+            self.bad.setdefault(bad.image, bad)
+            if self.run:
+                self.run.quarantine(bad.key, bad.reason)
+        self._not_too_many_bad()
+
+    def _not_too_many_bad(self) -> None:
+        worst = max(100.0, (self.parts.config.max_bad or 0.05) * min(self.seen, len(self.parts.source.train)))
+        if len(self.bad) > worst or (len(self.bad) >= 100 and len(self.bad) == self.seen):
+            first = ", ".join(bad.key for bad in list(self.bad.values())[:10])
+            raise DataError(f"{len(self.bad)} of {self.seen:,} images could not be read, among them {first}.")
+
+    def due(self, every: int) -> bool:
+        """True on every so many steps and on the last."""
+        return self.step % every == 0 or self.step == self.steps
+
+    def save_due(self) -> bool:
+        """True when this process holds that a checkpoint is due."""
+        every, since = self.parts.config.checkpoint_every, time.monotonic() - self.saved
+        if every is not None:
+            return self.due(every)
+        ended = int(self.epoch) > int((self.step - 1) * self.parts.source.batch_size / len(self.parts.source.train))
+        return self.step == self.steps or since > SAVE_SECONDS or (ended and since > EPOCH_SECONDS)
+
+    def out_of_time(self) -> bool:
+        """True when the time limit is near enough that the next steps and a save might not fit in it."""
+        slowest = max((took for took, _ in self._recent), default=0.0)
+        return self.deadline.near(slowest, self.saver.seconds if self.saver else 0.0)
+
+    def speed(self) -> dict[str, float]:
+        """images_per_s over all processes, data_wait (share of the time, 0 to 1), seconds_left; of the last steps."""
+        took = sum(seconds for seconds, _ in self._recent) or 1e-9
+        rate = len(self._recent) / took
+        return {
+            "images_per_s": rate * self.parts.source.batch_size,
+            "data_wait": sum(waited for _, waited in self._recent) / took,
+            "seconds_left": (self.steps - self.step) / rate if rate else 0.0,
+        }
+
+    def log(self, kind: str, **values: Any) -> None:
+        """One line of metrics.jsonl, written by the first process only."""
+        if self.run:
+            self.run.log(kind, self.step, **values)
+
+    def log_speed(self) -> None:
+        """The line of kind "speed"."""
+        now = self.speed()
+        self.log("speed", images_per_s=now["images_per_s"], data_wait=now["data_wait"],
+                 seconds=time.monotonic() - self.started, peak_bytes=0)  # fmt: skip
+
+    def look(self, *, warm_up: bool) -> dict[str, Any]:
+        """Looks at the held-out images: health lines and a snapshot; returns what the display shows."""
+        if self.run is None:
+            return {}
+        parts = self.parts
+        out = parts.held_out.outputs(parts.network, parts.fabric.autocast)
+        lines = health_lines(self.step, out, warm_up=warm_up)
+        for line in lines:
+            self.log("health", **{k: v for k, v in line.items() if k not in ("kind", "step")})
+        self.run.snapshot(
+            f"step-{self.step:07d}",
+            features=out["features"].numpy(),
+            embedding_a=out["embedding_a"].numpy().astype(np.float16),
+            embedding_b=out["embedding_b"].numpy().astype(np.float16),
+        )
+        return {"twins_found": lines[0]["twins_found"], "verdict": lines[1]["verdict"]}
+
+    def save(self) -> None:
+        """Writes a checkpoint beside the training; a disk that refuses is a warning, and the next one is tried again."""
+        self.saved = time.monotonic()
+        if self.run is None or self.saver is None:
+            return
+        network, optimizer = self.parts.network, self.parts.optimizer
+        names = parameter_names(optimizer.param_groups, network.named_parameters())
+        slots, numbers = flatten_optimizer(optimizer.state_dict(), names)
+        tensors = {f"model/{k}": v for k, v in network.state_dict().items()}
+        tensors |= {f"optimizer/{k}": v for k, v in slots.items()}
+        self.run.sync()
+        try:
+            self.saver.save(self.step, tensors, {"optimizer": numbers})
+        except SaveFailed as error:
+            say(f"warning: {error}")
+            self.log("event", message=str(error))
+
+    def restore(self, saved: Checkpoint) -> None:
+        """Takes network, optimiser and step from a checkpoint, on every process."""
+        network, optimizer = self.parts.network, self.parts.optimizer
+        network.load_state_dict(saved.group("model"))
+        names = parameter_names(optimizer.param_groups, network.named_parameters())
+        state = unflatten_optimizer(saved.group("optimizer"), saved.state["optimizer"], optimizer.state_dict(), names)
+        optimizer.load_state_dict(state)
+        self.step = saved.step
+
+
+def agree(*flags: bool) -> list[bool]:
+    """Each flag as any process holds it: all stop, or save, at the same step."""
+    rows = ranks.integers([int(flag) for flag in flags])
+    return [any(row[i] for row in rows) for i in range(len(flags))]

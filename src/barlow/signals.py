@@ -1,0 +1,117 @@
+"""Being asked to stop: signals, and the time limit. Nothing is interrupted; the loop looks between two steps."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, final
+
+from barlow.errors import UserError
+
+EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 75}
+UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
+PART = re.compile(r"(\d+(?:\.\d*)?)\s*(d(?:ays?)?|h(?:(?:ou)?rs?)?|m(?:in(?:ute)?s?)?|s(?:ec(?:ond)?s?)?)(?![a-z])\s*")
+CLOCK = re.compile(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)")  # SLURM's days-hours:minutes:seconds
+
+
+@final
+class StopRequest:
+    """``with StopRequest() as stop:`` … after each step: ``if stop.signal: save and exit with stop.exit_code``.
+
+    SIGTERM, SIGINT and SIGUSR1 only leave a note, the first one counts, so no signal can spoil a save; to abandon the
+    save send SIGKILL. The handlers found are put back at the end. Outside the main thread nothing is installed.
+    """
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+        self._pid = os.getpid()
+
+    @property
+    def exit_code(self) -> int | None:
+        """143, 130 or 75 by the signal that came first; None when none came."""
+        return None if self.signal is None else EXIT_CODES[self.signal]
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self.signal is not None or os.getpid() != self._pid:  # a forked worker has nothing to say or to save
+            return
+        self.signal = signal.Signals(number)
+        # print() could meet itself half way through a line; write() cannot.
+        os.write(2, f"\nbarlow: {self.signal.name}: finishing this step, saving, then stopping\n".encode())
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {each: signal.signal(each, self._note) for each in EXIT_CODES}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        for each, handler in self._before.items():
+            signal.signal(each, signal.SIG_DFL if handler is None else handler)  # None: one not set from Python
+        self._before = {}
+
+
+def ignore_stop_signals(_: int = 0) -> None:
+    """For ``DataLoader(worker_init_fn=…)``: the scheduler signals every process, and the last step needs the workers.
+
+    A worker that ignores SIGTERM and hangs is ended by ``kill_workers`` only.
+    """
+    for each in EXIT_CODES:
+        signal.signal(each, signal.SIG_IGN)
+
+
+def kill_workers() -> None:
+    """Ends the child processes of ``multiprocessing`` that are still there (SIGKILL), so that no exit waits for one."""
+    for child in multiprocessing.active_children():
+        child.kill()
+        child.join()
+
+
+def parse_duration(text: str) -> float:
+    """Seconds in ``2h``, ``90m``, ``45s``, ``1h30m``, ``1.5 hours``, ``1:30:00``, ``1-00:00:00`` or ``5400``.
+
+    Raises UserError for anything else, for ``1:30`` (hours or minutes?), and for no time at all.
+    """
+    plain = text.strip().lower()
+    if clock := CLOCK.fullmatch(plain):
+        days, hours, minutes, seconds = (int(part or 0) for part in clock.groups())
+        total = 86400.0 * days + 3600.0 * hours + 60.0 * minutes + seconds
+    elif re.fullmatch(r"\d+(\.\d*)?", plain):
+        total = float(plain)
+    else:
+        parts = [(float(number), unit[0]) for number, unit in PART.findall(plain)]
+        units = [unit for _, unit in parts]
+        if not parts or PART.sub("", plain) or units != sorted(set(units), key=list(UNITS).index):
+            raise UserError(f"{text!r} is no length of time: write 2h, 90m, 45s, 1h30m, 1:30:00 or seconds")
+        total = sum(number * UNITS[unit] for number, unit in parts)
+    if not 0 < total < math.inf:
+        raise UserError(f"{text!r} is no time at all: write 2h, 90m, 45s, 1h30m, 1:30:00 or seconds")
+    return total
+
+
+@final
+class Deadline:
+    """The time limit: ``near`` turns true while there is still time to finish a step and to save.
+
+    ``seconds``: the limit, None for none; ``begun``: ``clock()`` when it began to count (default: now).
+    """
+
+    def __init__(
+        self, seconds: float | None, begun: float | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
+        self._limit = math.inf if seconds is None else seconds
+        self._end = (clock() if begun is None else begun) + self._limit
+
+    def near(self, step: float, save: float) -> bool:
+        """True when less is left than twice a step plus thrice a save (seconds, the slowest seen) plus 10 s.
+
+        The fixed part of the margin is never more than a tenth of the limit: a short limit still trains.
+        """
+        return self._end - self._clock() < 2 * step + 3 * save + min(10.0, self._limit / 10)

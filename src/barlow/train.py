@@ -1,0 +1,99 @@
+"""The main job, told in order: images → views → network → objective → optimiser, step after step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from barlow import ranks
+from barlow.batches import Batch, batches
+from barlow.console import Display
+from barlow.errors import NumbersError, Stopped
+from barlow.microbatch import backward
+from barlow.objective import BarlowTwinsLoss, Terms, barlow_twins_loss
+from barlow.optimise import rate, set_rate
+from barlow.prepare import Ready, seed_step
+from barlow.session import Session, agree
+from barlow.signals import StopRequest
+
+
+def train(session: Session, stop: StopRequest, *, quiet: bool = False) -> None:
+    """Steps ``session.step`` to ``session.steps``. Raises Stopped after saving, NumbersError before an update."""
+    parts, config = session.parts, session.parts.config
+    objective = BarlowTwinsLoss(config.lambda_)
+    with Display(quiet=quiet or ranks.rank() > 0) as display:
+        display.update(steps=session.steps, **{"lambda": config.lambda_})
+        if session.step == 0:
+            session.look(warm_up=True)
+        for batch, waited in batches(parts.source, session.step, session.steps, config.workers or 0):
+            terms, lr = one_step(parts, batch, objective, session.steps)
+            session.took(batch, waited)
+            if session.due(session.log_every):
+                line = train_line(session, terms, lr)
+                session.log("train", **line)
+                display.update(step=session.step, **line)
+            if session.due(session.health_every):
+                session.log_speed()
+                display.update(**session.look(warm_up=session.step < (config.warmup or 0) * session.steps))
+            display.update(**session.speed())
+            stopping, saving = agree(stop.signal is not None or session.out_of_time(), session.save_due())
+            if stopping or saving:
+                session.save()
+            if stopping and session.step < session.steps:
+                raise Stopped(*farewell(session, stop))
+
+
+def one_step(parts: Ready, batch: Batch, objective: BarlowTwinsLoss, steps: int) -> tuple[Terms, float]:
+    """Views, embeddings, loss, gradients, update: one step of the method, for the images of this process."""
+    config, fabric = parts.config, parts.fabric
+    seed_step(config.seed or 0, batch.step)
+    views = parts.source.finish(batch, fabric.device, config.mean or (), config.std or ())
+    parts.optimizer.zero_grad()
+    if config.micro_batch:
+        terms = backward(parts.wrapped, views, objective, config.micro_batch)
+    else:
+        terms = barlow_twins_loss(*parts.wrapped(*views), lambda_=config.lambda_)
+        fabric.backward(terms.loss)
+    check_finite(parts, batch, terms)
+    factor = rate(batch.step, steps, config.warmup or 0.0)
+    set_rate(parts.optimizer, factor)
+    parts.optimizer.step()
+    return terms, factor * (config.lr or 0.0)
+
+
+def check_finite(parts: Ready, batch: Batch, terms: Terms) -> None:
+    """NumbersError when the loss or a gradient is not finite: no update is made, the last checkpoint stays good."""
+    gradients = [p.grad for p in parts.network.parameters() if p.grad is not None]
+    norm, loss = float(torch.nn.utils.get_total_norm(gradients)), float(terms.loss.detach())
+    if math.isfinite(norm) and math.isfinite(loss):
+        return
+    what = "gradient" if math.isfinite(loss) else "loss"
+    raise NumbersError(
+        f"The {what} at step {batch.step + 1} is not finite; nothing was updated and the last checkpoint is sound. "
+        f"The usual cause is a learning rate that is too large: try --lr {(parts.config.lr or 0) / 3:.2g}."
+    )
+
+
+def train_line(session: Session, terms: Terms, lr: float) -> dict[str, Any]:
+    """The line of kind "train" in metrics.jsonl, everything in it a function of settings, seed and images."""
+    return {
+        "epoch": round(session.epoch, 4),
+        "loss": float(terms.loss.detach()),
+        "floor": terms.floor,
+        "invariance": terms.invariance,
+        "redundancy": terms.redundancy,
+        "diagonal": terms.mean_diagonal,
+        "lr": lr,
+    }
+
+
+def farewell(session: Session, stop: StopRequest) -> tuple[str, int]:
+    """What to tell someone whose run stops before its end, and the exit code."""
+    if session.saver:
+        session.saver.join()
+    why = f"signal {stop.signal.name}" if stop.signal else "the time limit"
+    where = session.run.folder if session.run else session.parts.config.out
+    sentence = f"Stopped by {why} after step {session.step:,} of {session.steps:,}, saved. "
+    return sentence + f"Continue with: barlow pretrain --resume {where}", stop.exit_code or 75

@@ -1,0 +1,191 @@
+"""The verdict: measures of the embeddings of one set of images → one of eight words, why, and what to do about it.
+
+The rules, in this order; the first that holds gives the verdict. m is the room min(n − 1, d). Every threshold lies
+between what working encoders and embeddings showed (also untrained ones, early ones, features after a ReLU) and what
+collapsed ones showed; ``benchmarks/verdicts.py`` holds the cases and prints which doses are told apart.
+
+1. complete collapse — relative spread < 0.001; or < 0.02 and what is left is white (participation above half of that
+   of white noise, n·d-dependent) and the twins are not found: noise around a constant vector. Mean cosine is no
+   criterion: features after a ReLU have 0.4 to 0.98 and are fine. Two views also: unrelated, and a deviation below
+   3e-4: its square is a hundredth of the eps inside the standardisation, so the loss no longer sees the embedding.
+2. identical views — view gap < 1e-6, or < 0.001 at a rank that is not low: nothing was left to be invariant to.
+3. cluster collapse — the images fall into at most n/4 groups with empty space between and at most 5 % of the variance
+   inside them; or three in ten images sit on their nearest neighbour while the rank is not one or two (on a line,
+   neighbours are close without clusters). Ordinary classes keep 20 % and more of the variance inside.
+4. redundant features — three in ten dimensions have a copy (|ρ| > 0.95), at least twice as many as dimensions of random
+   direction would have with this spectrum.
+5. dimensional collapse — the spectrum falls off a cliff (``rank_cliff``); or one direction holds almost everything
+   (participation < 1.3, less for m < 7); or the effective rank is below 12 (for m < 48: below m/4); or half of the
+   dimensions are dead. With two views and a mean diagonal ≥ 0.8 it is a shortcut: the views agree on very little. Power
+   laws up to λ ∝ k^−2.5 stay above these bounds.
+6. not learning yet — two views: mean diagonal < 0.3 and twins found no more than five times chance (or 3 %).
+7. healthy — none of these.
+
+In warm-up rules 3 to 5 give "not learning yet": Barlow Twins learns one direction after the other (Simon et al. 2023),
+so a low rank and many copies are how every good run begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+WORDS = (
+    "healthy",
+    "complete collapse",
+    "dimensional collapse",
+    "redundant features",
+    "cluster collapse",
+    "identical views",
+    "shortcut",
+    "not learning yet",
+)
+
+CAUSES: dict[str, tuple[str, ...]] = {
+    "healthy": (),
+    "complete collapse": (
+        "the learning rate is too high, or the weight decay so strong that the weights die",
+        "the objective does not standardise the embeddings",
+        "all images are nearly the same picture",
+    ),
+    "dimensional collapse": (
+        "the learning rate is too high",
+        "λ is too small, so nothing pushes the dimensions apart",
+        "the batch is small beside the width of the projector",
+        "training has only just begun",
+    ),
+    "redundant features": (
+        "λ is too small for this projector width",
+        "the projector is wider than the images can fill",
+        "weights were copied or tied by mistake",
+    ),
+    "cluster collapse": (
+        "the images themselves are duplicates or come in a few fixed scenes",
+        "the views crop so hard that only the background is left",
+        "the learning rate is too high",
+    ),
+    "identical views": (
+        "the augmentations are switched off, or have no effect on these images",
+        "both views are drawn with the same random numbers",
+    ),
+    "shortcut": (
+        "λ is too small, so agreeing on one thing is enough",
+        "the views share a trace that gives the pair away: a border, a colour cast, a time stamp, compression",
+    ),
+    "not learning yet": (
+        "training has only just begun",
+        "the learning rate is too low or too high",
+        "the views are so strong that nothing common is left in them",
+    ),
+}
+
+REMEDIES = {
+    "healthy": "Nothing to do.",
+    "complete collapse": "Divide the learning rate by ten; if it happens again, run barlow check on the images.",
+    "dimensional collapse": "Divide the learning rate by three and double λ; if the rank stays low, narrow the projector.",
+    "redundant features": "Double λ, or narrow the projector.",
+    "cluster collapse": "Run barlow check to find duplicates, and look at the views with barlow views.",
+    "identical views": "Look at the views with barlow views and make the augmentations stronger.",
+    "shortcut": "Double λ; then look for what both views share with barlow views, and crop or jitter it away.",
+    "not learning yet": "Train on; if nothing has changed after a tenth of the run, try a third of the learning rate.",
+}
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """``verdict`` is one of ``WORDS``; ``sentence`` says in numbers why; ``causes`` are likely ones, the likeliest first
+    (empty when healthy); ``remedy`` is what to try first; ``measures`` are the numbers it was made from."""
+
+    verdict: str
+    sentence: str
+    causes: tuple[str, ...]
+    remedy: str
+    measures: dict[str, float]
+
+    @property
+    def alarm(self) -> bool:
+        """True for every verdict but "healthy" and "not learning yet"."""
+        return self.verdict not in ("healthy", "not learning yet")
+
+
+def judge(m: Mapping[str, float], *, warm_up: bool = False) -> Diagnosis:
+    """The verdict for the measures ``m`` of ``barlow.health.measure``, by the rules at the head of this file."""
+    verdict, sentence = _first(m, warm_up)
+    return Diagnosis(verdict, sentence, CAUSES[verdict], REMEDIES[verdict], dict(m))
+
+
+def _first(m: Mapping[str, float], warm_up: bool) -> tuple[str, str]:
+    low = _low_rank(m)
+    if sentence := _complete(m, warm_up):
+        return "complete collapse", sentence
+    if (gap := m.get("view_gap", 1.0)) < (1e-6 if low else 1e-3):
+        return "identical views", f"The two views of an image differ by {gap:.1g} of the spread between images."
+    alarm = _clusters(m) or _copies(m) or low
+    if alarm and warm_up:
+        return "not learning yet", f"Too early to judge, still warming up. {alarm[1]}"
+    return alarm or _unlearned(m) or ("healthy", _praise(m))
+
+
+def _complete(m: Mapping[str, float], warm_up: bool) -> str:
+    spread, unrelated = m["relative_spread"], _unlearned(m) is not None
+    white = 1 / (1 / m["d"] + 1 / max(m["n"] - 1, 1))
+    if spread < 1e-3:
+        return f"Every image gets nearly the same vector: only {spread:.1g} of its squared length differs between images."
+    if spread < 0.02 and m["participation"] > 0.5 * white and m.get("twins_found", 0.0) < 0.5:
+        return f"Every image gets the same vector plus noise: {spread:.1%} of its squared length differs, evenly in all directions."
+    if unrelated and not warm_up and m["deviation"] < 3e-4:
+        return f"The embedding has shrunk to nothing: its standard deviation is {m['deviation']:.1g}, and the views are unrelated."
+    return ""
+
+
+def _clusters(m: Mapping[str, float]) -> tuple[str, str] | None:
+    if m["modes"] >= 2 and m["modes_within"] <= 0.05:
+        return "cluster collapse", (
+            f"{m['n']:.0f} images fall on {m['modes']:.0f} points; {m['modes_within']:.1%} of the variance is left inside them."
+        )
+    if m["duplicate_neighbour_rate"] >= 0.3 and m["participation"] >= 2.5:
+        return "cluster collapse", f"{m['duplicate_neighbour_rate']:.0%} of the images sit on top of another image."
+    return None
+
+
+def _copies(m: Mapping[str, float]) -> tuple[str, str] | None:
+    share = m["duplicate_dimensions"]
+    if share >= 0.3 and m.get("forced_duplicates", 0.0) <= share / 2:
+        return "redundant features", f"{share:.0%} of the dimensions are copies of another (correlation above 0.95)."
+    return None
+
+
+def _low_rank(m: Mapping[str, float]) -> tuple[str, str] | None:
+    room = min(m["n"] - 1, m["d"])
+    rank, carried = m["effective_rank"], m["participation"]
+    if room < 2:
+        return None
+    if m["rank_cliff"]:
+        why = f"The embedding lies in {m['rank_cliff']:.0f} of {room:.0f} possible directions; beyond them there is next to nothing."
+    elif carried < min(1.3, 1 + 0.05 * (room - 1)):
+        why = f"One direction holds almost all of the variance: {m['d']:.0f} numbers say about {max(carried, 1):.1f}."
+    elif rank < min(12.0, room / 4):
+        why = f"The embedding spreads over {rank:.1f} of {room:.0f} possible directions (effective rank)."
+    elif m["dead_dimensions"] >= 0.5:
+        why = f"{m['dead_dimensions']:.0%} of the dimensions are the same number for every image."
+    else:
+        return None
+    if m.get("mean_diagonal", 0.0) >= 0.8:
+        return "shortcut", f"The views agree ({m['mean_diagonal']:.2f}), but on very little. {why}"
+    return "dimensional collapse", why
+
+
+def _unlearned(m: Mapping[str, float]) -> tuple[str, str] | None:
+    if "twins_found" not in m or m["mean_diagonal"] >= 0.3 or m["twins_found"] >= max(0.03, 5 / m["n"]):
+        return None
+    return "not learning yet", (
+        f"The two views of an image are hardly more alike than those of different images: {m['twins_found']:.1%} of the "
+        f"twins found (chance {1 / m['n']:.1%}), mean diagonal {m['mean_diagonal']:.2f}."
+    )
+
+
+def _praise(m: Mapping[str, float]) -> str:
+    spread = f"The images spread over {m['effective_rank']:.0f} of {min(m['n'] - 1, m['d']):.0f} directions"
+    if "twins_found" in m:
+        return f"{spread}, and {m['twins_found']:.0%} of them find their own second view (chance {1 / m['n']:.1%})."
+    return f"{spread}, without copies, clusters or a cliff in the spectrum."
