@@ -75,7 +75,7 @@ def bare_products(form: str, z_a: Tensor, z_b: Tensor) -> Callable[[], object]:
 
     def gram() -> None:
         for z, out in ((z_a, out_a), (z_b, out_b)):
-            forms.add_gram(square, z)
+            forms.add_gram(square[None], z[None])
             torch.mm(square, z, out=out)
 
     def correlation() -> None:
@@ -124,9 +124,8 @@ def row(n: int, d: int, device: str) -> str:
 
 @contextmanager
 def bfloat16_products() -> Iterator[None]:
-    def rounded(out: Tensor, left: Tensor, right: Tensor, alpha: float = 1.0, beta: float = 1.0) -> Tensor:
-        result = (left.bfloat16() @ right.bfloat16()).float()
-        return out.mul_(beta).add_(result, alpha=alpha) if beta else torch.mul(result, alpha, out=out)
+    def rounded(out: Tensor, left: Tensor, right: Tensor, alpha: float = 1.0) -> None:
+        out.add_(left.bfloat16() @ right.bfloat16(), alpha=alpha)
 
     with mock.patch.object(forms, "add_product", rounded):
         yield

@@ -128,10 +128,10 @@ def dimensional(draw: np.random.Generator) -> Iterator[Case]:
     for n, d in SIZES:
         room = min(n - 1, d)
         for rank in sorted({1, 2, 4, room // 16, room // 8}):
-            for dust in (0.0, 0.01, 0.04):
+            for dust in (0.0, 0.003, 0.01):
                 z = spread(draw, n, d, power(rank, float(draw.choice([0.0, 1.0]))))
                 z = noise(draw, z, dust) if dust else z
-                yield Case("dimensional collapse", f"rank {rank} of {room}, noise {dust:.0%}", z)
+                yield Case("dimensional collapse", f"rank {rank} of {room}, noise {dust:.1%}", z)
                 a, b = pair(draw, z, 0.6)
                 yield Case("dimensional collapse", f"rank {rank} of {room}, two views", a, b)
         for alpha in (4.0, 5.0, 6.0):
@@ -166,7 +166,7 @@ def redundant(draw: np.random.Generator) -> Iterator[Case]:
 def cluster(draw: np.random.Generator) -> Iterator[Case]:
     for n, d in SIZES:
         for k in (2, 5, 10, 20):
-            for within in (0.04, 0.01, 1e-4, 0.0):
+            for within in (0.03, 0.01, 1e-4, 0.0):
                 z = classes(draw, n, d, k, within, even=bool(draw.integers(2)))
                 yield Case("cluster collapse", f"{k} modes, {within:.2%} within", z)
                 yield Case("cluster collapse", f"{k} modes, {within:.2%} within, ReLU", np.maximum(z + 0.5, 0.0))

@@ -144,7 +144,7 @@ def test_a_real_limit_on_file_sizes(deaths: list[list[str]]) -> None:
 def test_every_file_is_on_the_disk_before_it_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a power cut only what was fsynced is there: files, their folder, then the name, then the parent folder."""
     happened: list[tuple[str, str]] = []
-    sync, rename = os.fsync, Path.rename
+    sync, rename, replace = os.fsync, Path.rename, Path.replace
 
     def fsync(handle: int) -> None:
         happened.append(("sync", Path(f"/proc/self/fd/{handle}").readlink().name))
@@ -155,13 +155,20 @@ def test_every_file_is_on_the_disk_before_it_counts(tmp_path: Path, monkeypatch:
         return rename(self, target)
 
     monkeypatch.setattr(os, "fsync", fsync)
+    def replaced(self: Path, target: Path) -> Path:
+        happened.append(("replace", target.name))
+        return replace(self, target)
+
     monkeypatch.setattr(Path, "rename", renamed)
+    monkeypatch.setattr(Path, "replace", replaced)
     path = write(tmp_path, 7)
     at = happened.index(("rename", path.name))
     before = [name for what, name in happened[:at] if what == "sync"]
     assert before[:-1] == ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
     assert before[-1].startswith(".writing-step-000000007")
     assert happened[at + 1] == ("sync", tmp_path.name)
+    assert happened[at + 2][1].startswith(".latest.")
+    assert happened[at + 3 :] == [("replace", "latest"), ("sync", tmp_path.name)]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO])

@@ -49,7 +49,8 @@ def test_through_a_checkpoint_the_training_goes_on_to_the_bit(tmp_path: Path, ki
     train(first, before, range(4))
     names = parameter_names(before.param_groups, first.named_parameters())
     tensors, about = flatten_optimizer(before.state_dict(), names)
-    everything = {f"model/{k}": v for k, v in first.state_dict().items()} | {f"optimizer/{k}": v for k, v in tensors.items()}
+    everything = {f"model/{key}": value for key, value in first.state_dict().items()}
+    everything |= {f"optimizer/{key}": value for key, value in tensors.items()}
     back = load(save(tmp_path, 4, everything, {"optimizer": about}))
 
     second = network()

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from barlow import lock
 from barlow.environment import environment
 from barlow.errors import UserError
 from barlow.runlog import TIMED, Run, open_run, read_metrics
@@ -86,7 +85,7 @@ def test_a_run_that_cannot_be_opened_lets_the_lock_go(tmp_path: Path) -> None:
 
 def test_lines_are_strict_json_with_exact_numbers(tmp_path: Path) -> None:
     with open_run(tmp_path) as run:
-        run.log("train", np.int64(3), loss=0.1 + 0.2, lr=np.float32(0.1), floor=torch.tensor(0.5), count=torch.tensor(2))
+        run.log("train", np.int64(3), loss=0.1 + 0.2, lr=np.float32(0.1), floor=torch.tensor(0.5), n=torch.tensor(2))
         run.log("health", 3, rank=float("nan"), ratio=np.float64("inf"), many=[1.0, float("-inf")], of="features",
                 deep={"x": np.nan}, ok=np.True_)  # fmt: skip
         run.log("event", 3, message="λ b\udcffd.jpg\nnext\x85\u2028")
@@ -98,7 +97,7 @@ def test_lines_are_strict_json_with_exact_numbers(tmp_path: Path) -> None:
     assert b"NaN" not in lines
     assert b"Infinity" not in lines
     train, health, event = read_metrics(tmp_path / "metrics.jsonl")
-    assert train == {"kind": "train", "step": 3, "loss": 0.1 + 0.2, "lr": float(np.float32(0.1)), "floor": 0.5, "count": 2}
+    assert train == {"kind": "train", "step": 3, "loss": 0.1 + 0.2, "lr": float(np.float32(0.1)), "floor": 0.5, "n": 2}
     assert list(train)[:2] == ["kind", "step"]
     assert health == {"kind": "health", "step": 3, "rank": None, "ratio": None, "many": [1.0, None], "of": "features",
                       "deep": {"x": None}, "ok": True}  # fmt: skip
@@ -240,7 +239,3 @@ def test_the_environment_of_the_first_start_stays_and_changes_are_kept(tmp_path:
     stored = json.loads((tmp_path / "environment.json").read_text())
     assert stored.pop("resumed") == [{"started": "later"}, {"started": "later still", "torch": "9.9"}]
     assert stored == about
-
-
-def test_the_lock_room_says_who_we_are() -> None:
-    assert lock.gone(lock.myself(), sure=False) is False

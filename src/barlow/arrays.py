@@ -87,7 +87,8 @@ def from_file(path: Path) -> Held:
     except UserError:
         raise
     except ValueError as error:
-        why = "it holds pickled objects, which are not loaded" if "allow_pickle" in str(error) else str(error)
+        objects = "allow_pickle" in str(error) or "Python objects" in str(error)
+        why = "it holds pickled objects, which are not loaded" if objects else str(error)
         raise UserError(f"{path} cannot be read as an array: {why}; save numbers with numpy.save") from None
     if labels is not None and (labels.shape != (len(images),) or labels.dtype.kind not in "iub"):
         raise UserError(f"labels in {path} have shape {labels.shape} and type {labels.dtype}, not one integer an image")

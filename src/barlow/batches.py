@@ -81,7 +81,7 @@ class Stream(Dataset[Batch]):
         return len(self.train) // self.batch_size
 
     def finish(self, batch: Batch, device: torch.device, mean: Sequence[float], std: Sequence[float]) -> list[Tensor]:
-        """The views in ``batch`` as the network takes them, float32 (n, c, size, size); all this happens on ``device``."""
+        """The views in ``batch`` as the network takes them, float32 (n, c, size, size); the work is on ``device``."""
         made = []
         for number, (view, crops, drawn) in enumerate(zip(self.views, batch.crops, batch.draws, strict=False)):
             crops = crops.to(device, non_blocking=True)

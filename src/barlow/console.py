@@ -47,7 +47,7 @@ def lines(state: Mapping[str, Any]) -> list[str]:
 
 @final
 class Display:
-    """Shows ``update``'s state: redrawn in place on a terminal, else one plain line every ten seconds and at the end."""
+    """Shows ``update``'s state: redrawn in place on a terminal, else a plain line every ten seconds and at the end."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet

@@ -57,9 +57,10 @@ def crop(images: Sequence[NDArray[Any]] | NDArray[Any], draws: Draws, size: int)
     """
     if len(images) != len(draws):
         raise ValueError(f"{len(images)} images but {len(draws)} draws")
-    if isinstance(images, np.ndarray) and images.dtype == np.uint8 and max(images.shape[1:3]) <= TOGETHER:
-        return _crop_together(images, draws, size)
     first = images[0]
+    small = max(first.shape[:2]) <= TOGETHER and first.size <= TOGETHER**2
+    if isinstance(images, np.ndarray) and images.dtype == np.uint8 and small:
+        return _crop_together(images, draws, size)
     made = np.empty((len(images), size, size, first.shape[2]), np.uint8 if first.dtype == np.uint8 else np.float32)
     out = torch.from_numpy(made)
     for i, image in enumerate(images):
@@ -82,7 +83,7 @@ def _resized(image: NDArray[Any], size: int) -> torch.Tensor:
     # Three and four channels have a kernel of their own, so more go four at a time. The axis of the batch is added
     # before the permutation, else torch does not see that the channels are last and takes a slower way.
     groups = [image[..., k : k + 4] for k in range(0, image.shape[2], 4)]
-    parts = [torch.from_numpy(np.ascontiguousarray(g)[None]).permute(0, 3, 1, 2) for g in groups]
+    parts = [torch.from_numpy(g.copy()[None]).permute(0, 3, 1, 2) for g in groups]  # a copy: images may be read-only
     parts = [F.interpolate(p, size=(size, size), mode="bicubic", antialias=True)[0] for p in parts]
     made = parts[0] if len(parts) == 1 else torch.cat(parts)
     return made if made.dtype == torch.uint8 else made.clamp_(0, 1)
@@ -97,7 +98,7 @@ def _crop_together(images: NDArray[np.uint8], draws: Draws, size: int) -> NDArra
         box = draws.box[part]
         across = _weights(w, size, box[:, 0], box[:, 2], draws.flip[part])
         down = _weights(h, size, box[:, 1], box[:, 3], draws.flip_vertical[part])
-        x = torch.from_numpy(images[part]).permute(0, 1, 3, 2).contiguous().float()
+        x = torch.from_numpy(np.array(images[part].transpose(0, 1, 3, 2), np.float32, order="C"))
         x = torch.bmm(x.view(-1, h * c, w), across.mT).round_().clamp_(0, 255)  # to bytes between, as the native one
         x = torch.bmm(down, x.view(-1, h, c * size)).round_().clamp_(0, 255).to(torch.uint8)
         out[part] = x.view(-1, size, c, size).permute(0, 1, 3, 2)

@@ -23,6 +23,7 @@ HALF = np.uint64(32)
 
 VIEWS = 1 << 15  # views are numbered below this; the upper half of the numbers belongs to `order`
 ORDER = VIEWS
+COUNT = 1 << 17  # draws of one image in one view: two a block, 65,536 blocks
 ROUNDS = 8  # of the Feistel network; 4 are a pseudo-random permutation in theory, small domains need a few more
 SMALLEST_SIDE = 8  # of the Feistel square: below it, too few round functions exist to reach every order
 
@@ -44,8 +45,8 @@ def uniforms(seed: int, epoch: IntArray | int, image: IntArray, view: int, count
     ``epoch`` is one number or one per image; image < 2^63, epoch < 2^32, view < 32768, count <= 131072. Number k of a
     row is the same whatever ``count``, whichever other images are asked for, on every machine.
     """
-    if not 0 <= view < VIEWS:
-        raise UserError(f"view {view} is outside 0 to {VIEWS - 1}")
+    if not (0 <= view < VIEWS and count <= COUNT):
+        raise UserError(f"view {view} with {count} draws: views are 0 to {VIEWS - 1}, draws at most {COUNT}")
     blocks = np.arange((count + 1) // 2, dtype=np.uint64)
     words = _blocks(seed, epoch, image, view, blocks)
     numbers = np.empty((len(image), 2 * len(blocks)))

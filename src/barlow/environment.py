@@ -41,8 +41,9 @@ def environment(devices: Sequence[str] = ("cpu",), command: Sequence[str] | None
 
 def package_version(package: str) -> str | None:
     """The installed version without importing the package; None when it is not installed."""
+    loaded = getattr(sys.modules.get(package), "__version__", None)  # torch's own also names the build (+cpu, +cu132)
     try:
-        return version(package)
+        return str(loaded or version(package))
     except PackageNotFoundError:
         return None
 

@@ -58,68 +58,68 @@ def cheaper(rows: int, dim: int, views: int = 2, world: int = 1, halves: bool = 
 def gram(z: Sequence[Tensor], dtype: torch.dtype) -> Forward:
     """Forward pass over all N rows and the d columns of this process, (N, d) each; V·N²·D/2 multiplications."""
     views, (rows, dim) = len(z), z[0].shape
-    kernels, scratch = z[0].new_zeros((views, rows, rows), dtype=dtype), _Scratch(z, rows, dim, dtype)
-    mean, scale = z[0].new_empty((2, views, dim), dtype=dtype)
     pairs = list(combinations(range(views), 2))
+    kernels = z[0].new_zeros((views, rows, rows), dtype=dtype)
+    mean, scale = z[0].new_empty((2, views, dim), dtype=dtype)
     diagonal = z[0].new_empty((len(pairs), dim), dtype=dtype)
-    for block in scratch.blocks:
+    blocks = _Blocks(z, rows, dim, dtype)
+    for block in blocks.along:
         parts = [view[:, block] for view in z]
-        hat, spare = scratch.columns(block), scratch.columns(block, 1)
+        hat, spare = blocks.columns(block, 0), blocks.columns(block, 1)
         mean[:, block], scale[:, block] = _moments(parts, rows, hat, spare, lambda sums: sums)
-        _standardise(parts, mean[:, block], scale[:, block], hat)
+        hat.mul_(scale[:, None, block])
         for k, (a, b) in enumerate(pairs):
             diagonal[k, block] = torch.mul(hat[a], hat[b], out=spare[0]).sum(0)
-        for kernel, view in zip(kernels, hat, strict=True):
-            add_gram(kernel, view)
+        add_gram(kernels, hat)
     ranks.sum_(_mirror(kernels))
     others = kernels.flip(0) if views == 2 else kernels.sum(0) - kernels
-    squares = (kernels * others).sum(dtype=_wide(z[0])) / (2 * rows * rows)
-    # K_b Â_v is mostly a multiple of Â_v (K_b is mostly D·I), which the step through the standardisation projects out.
-    # Taking that multiple away beforehand spares the cancellation: sqrt(D/N) in accuracy, free of charge.
+    squares = torch.sum(kernels.mul_(others), dtype=_wide(kernels)) / (2 * rows * rows)
+    # Σ_b K_b Â_v is mostly a multiple of Â_v (K_b is mostly D·I), which the step through the standardisation projects
+    # out. Taking that multiple away beforehand spares the cancellation: sqrt(D/N) in accuracy, free of charge.
     on_diagonal = others.diagonal(dim1=1, dim2=2)
     kappa = on_diagonal.mean(1, keepdim=True)
     on_diagonal.sub_(kappa)
     return Forward(mean, scale, diagonal.div_(rows), squares, others, kappa)
 
 
-def gram_gradient(
-    z: Sequence[Tensor], saved: Forward, lambda_: float, gain: Tensor, wanted: Sequence[bool]
-) -> list[Tensor | None]:
-    """``gain`` · ∂L/∂z of the wanted views, (N, d) in the dtype of each; cost V·N²·D."""
+def gram_gradient(z: Sequence[Tensor], saved: Forward, lambda_: float, gain: Tensor) -> list[Tensor]:
+    """``gain`` · ∂L/∂z, (N, d) in the dtype of each z; V·N²·D multiplications."""
     views, (rows, dim) = len(z), z[0].shape
-    scratch = _Scratch(z, rows, dim, saved.mean.dtype)
-    alpha = 2 * lambda_ / (rows * rows * len(saved.diagonal))
-    factor = saved.scale * gain
-    cross, own = _weights(saved.diagonal, views, rows, 1 - lambda_)
-    own.add_(alpha * EPS * saved.kappa * saved.scale.square())  # κÂ is projected out but for what eps took from Â
-    gradients = [torch.empty_like(view) if want else None for view, want in zip(z, wanted, strict=True)]
-    for block in scratch.blocks:
-        hat, spare = scratch.columns(block), scratch.columns(block, 1)
-        _standardise([view[:, block] for view in z], saved.mean[:, block], saved.scale[:, block], hat)
-        for v, gradient in enumerate(gradients):
-            if gradient is None:
-                continue
-            product = add_product(spare[0], saved.products[v], hat[v], alpha, beta=0.0)
-            on_own = own[v, block] - torch.mul(product, hat[v], out=spare[1]).sum(0).div_(rows)
-            _finish(product, hat, v, factor[v, block], on_own, cross[v, :, block], out=gradient[:, block])
+    alpha = gain * (2 * lambda_ / (rows * rows * len(saved.diagonal)))
+    products = saved.products * alpha
+    square = saved.scale.square()  # Ŷ = w ⊙ Â is used for Â, so that the product comes out multiplied by w
+    cross = _cross(saved.diagonal, saved.scale, gain, rows, 1 - lambda_)
+    cross /= saved.scale
+    lift = EPS * alpha * saved.kappa * square  # κÂ is projected out but for what eps took from Â
+    shrink = -1.0 / (rows * square)
+    gradients = [torch.empty_like(view) for view in z]
+    blocks = _Blocks(z, rows, dim, saved.mean.dtype)
+    for block in blocks.along:
+        hat, product, spare = (blocks.columns(block, room) for room in range(3))
+        _centre([view[:, block] for view in z], saved.mean[:, block], hat)
+        hat.mul_(square[:, None, block])
+        _combine(hat, cross[..., block], product)
+        add_product(product, products, hat)
+        own = torch.mul(hat, product, out=spare).sum(1).mul_(shrink[:, block]).add_(lift[:, block])
+        for gradient, *factors in zip(gradients, product, hat, own, strict=True):
+            torch.addcmul(*factors, out=gradient[:, block])
     return gradients
 
 
 def correlation(z: Sequence[Tensor], total: int, dtype: torch.dtype) -> Forward:
-    """Forward pass over all columns and the n rows of this process, of ``total`` rows; cost P·N·D² and D×D sums."""
+    """Forward pass over all columns and the n rows of this process, of ``total``; P·N·D² multiplications."""
     views, (rows, dim) = len(z), z[0].shape
     mean, scale = z[0].new_empty((2, views, dim), dtype=dtype)
-    scratch = _Scratch(z, rows, dim, dtype)
-    for block in scratch.blocks:
+    blocks = _Blocks(z, rows, dim, dtype)
+    for block in blocks.along:
+        hat, spare = blocks.columns(block, 0), blocks.columns(block, 1)
         parts = [view[:, block] for view in z]
-        hat, spare = scratch.columns(block), scratch.columns(block, 1)
         mean[:, block], scale[:, block] = _moments(parts, total, hat, spare, ranks.sum_)
-    pairs = list(combinations(range(views), 2))
-    products = correlations(z, total, mean, scale, pairs)
+    products = correlations(z, total, mean, scale, list(combinations(range(views), 2)))
     on_diagonal = products.diagonal(dim1=1, dim2=2)
     diagonal = on_diagonal.clone()
     on_diagonal.zero_()  # so that the redundancy is a sum and not a difference
-    squares = torch.stack([c.square().sum(dtype=_wide(c)) for c in products]).sum()
+    squares = torch.stack([torch.sum(c.square(), dtype=_wide(c)) for c in products]).sum()
     return Forward(mean, scale, diagonal, squares, products, kappa=mean.new_zeros((views, 1)))
 
 
@@ -128,65 +128,71 @@ def correlations(
 ) -> Tensor:
     """C_ab of each pair, (P, D, D), from the rows of this process; on several processes all of them must call."""
     rows, dim = z[0].shape
-    scratch = _Scratch(z, dim, rows, mean.dtype)
     products = mean.new_zeros((len(pairs), dim, dim))
-    for block in scratch.blocks:
-        hat = scratch.rows(block)
-        _standardise([view[block] for view in z], mean, scale, hat)
+    blocks = _Blocks(z, dim, rows, mean.dtype)
+    for block in blocks.along:
+        hat = blocks.rows(block, 0)
+        _centre([view[block] for view in z], mean, hat)
+        hat.mul_(scale.unsqueeze(1))
         for product, (a, b) in zip(products, pairs, strict=True):
-            add_product(product, hat[a].T, hat[b], 1 / total)
+            add_product(product, hat[a].T, hat[b], alpha=1 / total)
     return ranks.sum_(products)
 
 
-def correlation_gradient(
-    z: Sequence[Tensor], total: int, saved: Forward, lambda_: float, gain: Tensor, wanted: Sequence[bool]
-) -> list[Tensor | None]:
-    """``gain`` · ∂L/∂z of the wanted views, (n, D) in the dtype of each; cost 2·P·N·D², nothing moves."""
+def correlation_gradient(z: Sequence[Tensor], total: int, saved: Forward, lambda_: float, gain: Tensor) -> list[Tensor]:
+    """``gain`` · ∂L/∂z, (n, D) in the dtype of each z; 2·P·N·D² multiplications, nothing travels."""
     views, (rows, dim) = len(z), z[0].shape
-    scratch = _Scratch(z, dim, rows, saved.mean.dtype)
-    alpha = 2 * lambda_ / (total * len(saved.diagonal))
     factor = saved.scale * gain
-    cross, own = _weights(saved.diagonal, views, total, 1.0)
-    right: list[list[tuple[int, Tensor]]] = [[] for _ in z]  # Σ_b Â_b C_abᵀ: for every view its b and C_abᵀ
-    for product, (a, b) in zip(saved.products, combinations(range(views), 2), strict=True):
-        squared = product.square()
-        own[a].sub_(squared.sum(1), alpha=alpha)
-        own[b].sub_(squared.sum(0), alpha=alpha)
-        right[a].append((b, product.T))
-        right[b].append((a, product))
-    gradients = [torch.empty_like(view) if want else None for view, want in zip(z, wanted, strict=True)]
-    for block in scratch.blocks:
-        hat, spare = scratch.rows(block), scratch.rows(block, 1)[0]
-        _standardise([view[block] for view in z], saved.mean, saved.scale, hat)
+    weight = 2 * lambda_ / (total * len(saved.diagonal))
+    cross = _cross(saved.diagonal, saved.scale, gain, total, 1.0)
+    own = torch.zeros_like(factor)  # -w ⊙ mean(Â ⊙ g), which C holds already
+    right: list[list[tuple[int, Tensor]]] = [[] for _ in z]  # for every view v its b and C_vbᵀ, multiplied by w_v
+    pairs = combinations(range(views), 2)
+    for (a, b), c, on_diagonal in zip(pairs, saved.products, saved.diagonal, strict=True):
+        squared = c.square()
+        for v, other, matrix, sums in ((a, b, c.T, squared.sum(1)), (b, a, c, squared.sum(0))):
+            own[v].addcmul_(cross[v, other], on_diagonal, value=-1.0).addcmul_(factor[v], sums, value=-weight)
+            right[v].append((other, matrix * (factor[v] * weight)))
+    gradients = [torch.empty_like(view) for view in z]
+    blocks = _Blocks(z, dim, rows, saved.mean.dtype)
+    for block in blocks.along:
+        hat, product = blocks.rows(block, 0), blocks.rows(block, 1)
+        _centre([view[block] for view in z], saved.mean, hat)
+        hat.mul_(saved.scale.unsqueeze(1))
+        _combine(hat, cross, product)
         for v, gradient in enumerate(gradients):
-            if gradient is None:
-                continue
-            for k, (b, matrix) in enumerate(right[v]):
-                add_product(spare, hat[b], matrix, alpha, beta=float(k > 0))
-            _finish(spare, hat, v, factor[v], own[v], cross[v], out=gradient[block])
+            for b, matrix in right[v]:
+                add_product(product[v], hat[b], matrix)
+            torch.addcmul(product[v], hat[v], own[v], out=gradient[block])
     return gradients
 
 
-def add_product(out: Tensor, left: Tensor, right: Tensor, alpha: float = 1.0, beta: float = 1.0) -> Tensor:
-    """``out = beta * out + alpha * left @ right``: every product of matrices in this room. beta = 0 ignores ``out``."""
-    return torch.addmm(out, left, right, beta=beta, alpha=alpha, out=out)
+def add_product(out: Tensor, left: Tensor, right: Tensor, alpha: float = 1.0) -> None:
+    """``out += alpha * left @ right``: every product of matrices in this room."""
+    (out.addmm_ if out.ndim == 2 else out.baddbmm_)(left, right, alpha=alpha)
 
 
-def add_gram(kernel: Tensor, hat: Tensor) -> None:
+def add_gram(kernels: Tensor, hat: Tensor) -> None:
     """``kernel += hat @ hat.T``, on the CPU in panels on and below the diagonal: little more than half the work."""
-    for panel in _panels(len(hat), kernel.device):
-        add_product(kernel[panel, : panel.stop], hat[panel], hat[: panel.stop].T)
+    panels = _panels(kernels)
+    if len(panels) == 1:
+        add_product(kernels, hat, hat.mT)
+        return
+    for kernel, view in zip(kernels, hat, strict=True):
+        for panel in panels:
+            add_product(kernel[panel, : panel.stop], view[panel], view[: panel.stop].T)
 
 
-def _panels(rows: int, device: torch.device) -> list[slice]:
+def _panels(kernels: Tensor) -> list[slice]:
     """Row panels of the lower triangle; one panel (the full product) where there is little to save or launches cost."""
-    step = rows if device.type != "cpu" else max(64, -(-rows // 8))
+    rows = kernels.shape[1]
+    step = rows if kernels.device.type != "cpu" else max(64, -(-rows // 8))
     return [slice(top, min(top + step, rows)) for top in range(0, rows, step)]
 
 
 def _mirror(kernels: Tensor) -> Tensor:
     """Copies the panels below the diagonal to the other side."""
-    for panel in _panels(kernels.shape[1], kernels.device)[1:]:
+    for panel in _panels(kernels)[1:]:
         kernels[:, : panel.start, panel] = kernels[:, panel, : panel.start].mT
     return kernels
 
@@ -194,71 +200,66 @@ def _mirror(kernels: Tensor) -> Tensor:
 def _moments(
     parts: Sequence[Tensor], total: int, hat: Tensor, spare: Tensor, add: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Mean and w of every column, (V, d) each: the corrected two-pass algorithm (Chan, Golub & LeVeque 1983, eq. 1.7).
+    """Mean and w of every column, (V, d) each; leaves the centred parts in ``hat``. ``add`` sums over processes.
 
-    The correction makes the variance of a constant column zero however large the constant.
-    ``add`` sums over processes.
+    Sums are taken of differences from the first row, and put together in float64: the mean of a constant column is that
+    constant, to the bit, however large, and its variance zero.
     """
-    mean = add(torch.stack([part.sum(0, dtype=hat.dtype) for part in parts])).div_(total)
+    first = torch.stack([part[:1].sum(0, dtype=_wide(hat)) for part in parts])
+    for part, difference in zip(parts, hat, strict=True):
+        torch.sub(part, part[:1], out=difference)
+    mean = add(first.mul_(hat.shape[1]).add_(hat.sum(1))).div_(total).to(hat.dtype)
+    _centre(parts, mean, hat)
+    variance = add(torch.mul(hat, hat, out=spare).sum(1)).div_(total)
+    return mean, variance.add_(EPS).rsqrt_()
+
+
+def _centre(parts: Sequence[Tensor], mean: Tensor, hat: Tensor) -> None:
     for part, centred, m in zip(parts, hat, mean, strict=True):
         torch.sub(part, m, out=centred)
-    torch.mul(hat, hat, out=spare)
-    first, second = add(torch.stack((hat.sum(1), spare.sum(1)))).div_(total)
-    variance = second.addcmul_(first, first, value=-1.0).clamp_min_(0.0)
-    return mean.add_(first), variance.add_(EPS).rsqrt_()
 
 
-def _standardise(parts: Sequence[Tensor], mean: Tensor, scale: Tensor, hat: Tensor) -> None:
-    for part, centred, m in zip(parts, hat, mean, strict=True):
-        torch.sub(part, m, out=centred)
-    hat.mul_(scale.unsqueeze(1))
+def _cross(diagonal: Tensor, scale: Tensor, gain: Tensor, rows: int, share: float) -> Tensor:
+    """The weight of Â_b in ∂L/∂z_v, (V, V, d). ``share``: 1-λ where the products hold the diagonal of C, else 1."""
+    views, dim = scale.shape
+    cross = scale.new_zeros((views, views, dim))
+    weights = (diagonal * (2 * share)).sub_(2.0).mul_(gain / (rows * len(diagonal)))
+    for (a, b), weight in zip(combinations(range(views), 2), weights, strict=True):
+        torch.mul(weight, scale[a], out=cross[a, b])
+        torch.mul(weight, scale[b], out=cross[b, a])
+    return cross
 
 
-def _weights(diagonal: Tensor, views: int, rows: int, share: float) -> tuple[Tensor, Tensor]:
-    """Weights of Â_b (V, V, d) and Â_v (V, d) in ∂L/∂z_v; ``share``: 1-λ if the products hold the diagonal, else 1."""
-    cross = diagonal.new_zeros((views, views, diagonal.shape[1]))
-    own = diagonal.new_zeros((views, diagonal.shape[1]))
-    weights = (diagonal * (2 * share)).sub_(2.0).div_(rows * len(diagonal))
-    for (a, b), s, sc in zip(combinations(range(views), 2), weights, weights * diagonal, strict=True):
-        cross[a, b] = cross[b, a] = s
-        own[a].sub_(sc)
-        own[b].sub_(sc)
-    return cross, own
+def _combine(hat: Tensor, cross: Tensor, out: Tensor) -> None:
+    """``out[v] = Σ_{b≠v} cross[v, b] ⊙ hat[b]``."""
+    for v, mixed in enumerate(out):
+        first, *rest = (b for b in range(len(hat)) if b != v)
+        torch.mul(hat[first], cross[v, first], out=mixed)
+        for b in rest:
+            mixed.addcmul_(hat[b], cross[v, b])
 
 
-def _finish(product: Tensor, hat: Tensor, v: int, factor: Tensor, own: Tensor, cross: Tensor, out: Tensor) -> None:
-    """``out = factor ⊙ (product + own ⊙ Â_v + Σ_b cross_b ⊙ Â_b)``; the last sum writes (and rounds) into ``out``."""
-    product.mul_(factor).addcmul_(hat[v], own * factor)
-    *rest, last = (b for b in range(len(hat)) if b != v)
-    for b in rest:
-        product.addcmul_(hat[b], cross[b] * factor)
-    torch.addcmul(product, hat[last], cross[last] * factor, out=out)
-
-
-class _Scratch:
-    """Room for one block of all views, twice, and how the longer way is cut into blocks that stay in cache."""
+class _Blocks:
+    """How the way ``along`` is cut into blocks that stay in cache, and room for one block of all views, thrice."""
 
     def __init__(self, z: Sequence[Tensor], across: int, along: int, dtype: torch.dtype) -> None:
         budget = 2**18 if z[0].device.type == "cpu" else 2**24
         width = max(256, budget // max(1, len(z) * across))
-        count = max(1, -(-along // width))
-        width = -(-along // count)
-        self.blocks = [slice(start, min(start + width, along)) for start in range(0, along, max(1, width))]
-        self._room = z[0].new_empty((2, len(z), across * width), dtype=dtype)
-        self._across = across
+        width = max(1, -(-along // max(1, -(-along // width))))
+        self.along = [slice(start, min(start + width, along)) for start in range(0, along, width)]
+        self._across, self._room = across, z[0].new_empty((3, len(z), across * width), dtype=dtype)
 
-    def columns(self, block: slice, which: int = 0) -> Tensor:
+    def columns(self, block: slice, room: int) -> Tensor:
         """(V, across, width of the block)."""
-        return self._cut(block, which).view(self._room.shape[1], self._across, block.stop - block.start)
+        width = block.stop - block.start
+        return self._room[room, :, : self._across * width].view(-1, self._across, width)
 
-    def rows(self, block: slice, which: int = 0) -> Tensor:
+    def rows(self, block: slice, room: int) -> Tensor:
         """(V, width of the block, across)."""
-        return self._cut(block, which).view(self._room.shape[1], block.stop - block.start, self._across)
-
-    def _cut(self, block: slice, which: int) -> Tensor:
-        return self._room[which, :, : self._across * (block.stop - block.start)]
+        width = block.stop - block.start
+        return self._room[room, :, : self._across * width].view(-1, width, self._across)
 
 
 def _wide(like: Tensor) -> torch.dtype:
-    """float64 for the sums of many squares, where the device has it."""
+    """float64 for sums of many squares, where the device has it."""
     return torch.float32 if like.device.type == "mps" else torch.float64

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import warnings
@@ -17,6 +18,10 @@ NUMBER_LIMIT = 4 * PIXEL_LIMIT  # rows × columns × channels (× planes of a st
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\x93NUMPY")
 HARMLESS = "(Metadata Warning|Possibly corrupt EXIF|Corrupt EXIF|Tag |Invalid APNG|.*malformed MPO|XMP)"
 SILENT = (DeprecationWarning, PendingDeprecationWarning, ResourceWarning, Image.DecompressionBombWarning)
+
+# Pillow and tifffile also report through logging; what matters is raised, and their lines must not reach the terminal
+for name in ("PIL", "tifffile"):
+    logging.getLogger(name).addHandler(logging.NullHandler())
 
 
 class BadImage(ValueError):
@@ -75,7 +80,8 @@ def only_bad_images(file: IO[bytes]) -> Iterator[None]:
         raise BadImage(unknown(file)) from None
     except Exception as error:
         text = re.sub(r"<[^>]*>", "file", " ".join(str(error).split()))[:200]  # no addresses: the same each time
-        raise BadImage(f"{text or 'cannot be decoded'} ({type(error).__name__})") from error
+        name = "" if text and type(error) is OSError else f" ({type(error).__name__})"
+        raise BadImage((text or "cannot be decoded") + name) from error
 
 
 def too_large(pixels: int) -> str:

@@ -80,7 +80,7 @@ def measure(z: ArrayLike, z_b: ArrayLike | None = None) -> dict[str, float]:
     values = {
         "n": float(s.n),
         "d": float(s.d),
-        "deviation": float(np.sqrt(np.square(s.deviations, dtype=np.float64).mean())) * s.scale,
+        "deviation": math.sqrt(s.variance / s.d) * s.scale,
         "relative_spread": relative_spread(s),
         "mean_cosine": mean_cosine(s),
         "effective_rank": effective_rank(s),

@@ -14,7 +14,6 @@ from torch import Tensor
 from barlow.batches import SPLIT_EPOCH, Batch, Stream
 from barlow.draws import IntArray
 from barlow.health import Diagnosis, diagnose, twins_found
-from barlow.images import Images
 from barlow.network import Twins
 from barlow.views import View, crop, draw, finish
 

@@ -57,6 +57,8 @@ def open_images(
     if not isinstance(source, (str, os.PathLike)):
         if isinstance(source, np.ndarray) or (len(source) and isinstance(source[0], np.ndarray)):
             return _from_held(arrays.from_memory(source), "array", channels, value_range)  # type: ignore[arg-type]
+        if not len(source):
+            raise UserError("no images: the list is empty")
         names = [os.fsencode(Path(path).absolute()) for path in source]  # type: ignore[arg-type]
         return _from_found(sources.find_files(names, Path("/")), None, channels, value_range)
     path = SAMPLE if source == "sample" else Path(source)
@@ -64,9 +66,11 @@ def open_images(
         images = _from_held(arrays.from_file(path), str(path), channels, value_range)
         return images if index is None else _same_as(images, Path(index))
     if index is not None:
-        return _from_index(path, Path(index))
-    found, partners = find(path)
-    return _from_found(found, partners, channels, value_range)
+        images = _from_index(path, Path(index))
+    else:
+        images = _from_found(*find(path), channels, value_range)
+    pa.default_memory_pool().release_unused()  # of a million rows, what was read or filtered on the way is 150 MB
+    return images
 
 
 def _from_found(

@@ -20,11 +20,12 @@ def labels_from_folders(images: Images) -> tuple[IntArray, list[str]]:
     """(int64 (n,), class names): the class of an image is the first folder below the source. Raises UserError."""
     names = [images.key(i).partition("/") for i in range(len(images))]
     loose = [first for first, slash, _ in names if not slash]
-    if loose or images.kind not in ("folder", "raw", "jpeg"):
+    if images.kind != "folder":
+        raise UserError(f"classes by folder need a folder of images, not a source of kind {images.kind}: give a CSV")
+    if loose:
         raise UserError(
-            f"{len(loose):,} of {len(images):,} images lie in no class folder"
-            + (f", for example {loose[0]}" if loose else "")
-            + ": put each into a folder named after its class, or give a CSV of path,label"
+            f"{len(loose):,} of {len(images):,} images lie in no class folder, for example {loose[0]}: "
+            "put each into a folder named after its class, or give a CSV of path,label"
         )
     return _numbered([first for first, _, _ in names])
 
@@ -33,8 +34,8 @@ def labels_from_csv(path: Path, images: Images) -> tuple[IntArray, list[str]]:
     """(int64 (n,), class names) by a CSV (or Parquet) table of paths and labels.
 
     A path is matched as a whole (relative to the source, or absolute below it), else by its file name where only one
-    image has that. Integers stay what they are; other labels are numbered in their order. Raises UserError when an
-    image has no label or a row belongs to no image.
+    image has that. Classes are numbered in the order of their names (of their values where all are whole numbers).
+    Raises UserError when an image has no label or a row belongs to no image.
     """
     given = _given(path)
     keys = [images.key(i) for i in range(len(images))]
@@ -78,7 +79,7 @@ def _printable(name: str) -> str:
 
 def _numbered(labels: list[str]) -> tuple[IntArray, list[str]]:
     names = sorted(set(labels))
-    if all(name.lstrip("-").isdecimal() for name in names):
-        return np.array([int(label) for label in labels], np.int64), [str(n) for n in sorted(map(int, names))]
+    if all(name.isdecimal() for name in names):
+        names.sort(key=int)
     number = {name: k for k, name in enumerate(names)}
     return np.array([number[label] for label in labels], np.int64), names

@@ -39,11 +39,11 @@ class Lock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        while (handle := self._open()) is None:
-            pass
-        self._handle = handle
         self._pid = os.getpid()
-        _held.add(handle)
+        self._handle: int | None = None
+        while self._handle is None:
+            self._handle = self._open()
+        _held.add(self._handle)
 
     def _open(self) -> int | None:
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -70,12 +70,13 @@ class Lock:
 
     def release(self) -> None:
         """Removes the file and lets go. Does nothing a second time, nor in a forked child."""
-        if self._pid != os.getpid() or self._handle not in _held:
+        if self._pid != os.getpid() or self._handle is None:
             return
         if self._still_there(self._handle):
             self.path.unlink()
         _held.discard(self._handle)
         os.close(self._handle)
+        self._handle = None
 
 
 def kernel_lock(handle: int) -> bool | None:
@@ -135,10 +136,10 @@ def runs(pid: int, since: int | None) -> bool:
     """True when process ``pid`` is alive and is the one that started at ``since`` (not a later one of that number)."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
-    except (PermissionError, OverflowError):
-        pass
+    except PermissionError:
+        pass  # alive, of another user
     now = started(pid)
     return now is None or since is None or now == since
 

@@ -19,7 +19,7 @@ Floats: TypeAlias = NDArray[np.floating[Any]]
 
 DEAD = 1e-4  # a dimension whose deviation is below this share of the root mean square of all is constant
 COPY = 0.95  # |ρ| of two dimensions that say the same thing
-QUERIES = 256  # dimensions compared with all others; a share over 256 of them has a standard error of at most 0.03
+QUERIES = 128  # dimensions compared with all others; a share over 128 of them has a standard error of at most 0.04
 LARGE = 1 << 20  # numbers above which single precision is used: twice as fast, and exact enough for every measure
 
 
@@ -37,15 +37,14 @@ class Sample:
         if raw.dtype.kind not in "fiub":
             raise UserError(f"embeddings must be real numbers; got {raw.dtype}")
         self.n, self.d = raw.shape
-        largest = float(np.max(np.abs(raw.astype(np.float32, copy=False) if raw.dtype == np.float16 else raw)))
+        largest = float(np.max(np.abs(raw.astype(np.float64) if raw.dtype.itemsize < 4 else raw)))
         if not np.isfinite(largest):
             raise UserError("embeddings hold numbers that are not finite: look for the first step with a NaN loss")
-        self.scale = largest or 1.0
+        self.scale = 1.0 if 1e-4 < largest < 1e4 or largest == 0 else 2.0 ** np.floor(np.log2(largest))
         work = np.float32 if raw.size > LARGE else np.float64
-        values = (raw / raw.dtype.type(self.scale) if raw.dtype == np.float32 == work else raw / self.scale).astype(work)
+        values = raw.astype(work, copy=False) if self.scale == 1.0 else (raw / self.scale).astype(work)
         self.mean: Floats = values.mean(axis=0, dtype=np.float64)
         self.centred: Floats = values - self.mean.astype(work)
-        self.centred -= self.centred.mean(axis=0)  # the second pass removes what the first one rounded
 
     @classmethod
     def of(cls, z: ArrayLike | Sample) -> Sample:
@@ -63,18 +62,26 @@ class Sample:
         return self.centred @ self.centred.T
 
     @cached_property
+    def along(self) -> Floats:
+        """Inner product of every centred row with the mean row, (n,)."""
+        return np.asarray(self.centred @ self.mean.astype(self.centred.dtype), dtype=np.float64)
+
+    @cached_property
     def raw_gram(self) -> Floats:
-        """Inner products of the rows as they came (divided by scale²), (n, n)."""
-        along = self.centred @ self.mean.astype(self.centred.dtype)
-        product: Floats = self.gram + along[:, None] + along[None, :] + float(self.mean @ self.mean)
+        """Inner products of the rows as they came, (n, n), in units of ``scale``²."""
+        product: Floats = self.gram + self.along[:, None] + self.along[None, :] + float(self.mean @ self.mean)
         return product
+
+    @cached_property
+    def lengths(self) -> Floats:
+        """Length of every row as it came, (n,) float64, in units of ``scale``; 1 in place of 0."""
+        square = np.einsum("nd,nd->n", self.centred, self.centred) + 2 * self.along + float(self.mean @ self.mean)
+        return np.sqrt(np.where(square > 0, square, 1.0))
 
     @cached_property
     def cosines(self) -> Floats:
         """Cosines of all pairs of rows, (n, n); a row of zeros has cosine 0 with every row."""
-        norm = np.sqrt(np.maximum(np.diag(self.raw_gram), 0.0))
-        inverse = np.divide(1.0, norm, out=np.zeros_like(norm), where=norm > 0)
-        product: Floats = self.raw_gram * inverse[:, None] * inverse[None, :]
+        product: Floats = self.raw_gram / self.lengths[:, None] / self.lengths[None, :]
         return product
 
     @cached_property
@@ -99,19 +106,24 @@ class Sample:
     @cached_property
     def alive(self) -> NDArray[np.bool_]:
         """Dimensions that are not constant, (d,)."""
-        typical = float(np.sqrt(np.mean(np.square(self.deviations, dtype=np.float64))))
-        return self.deviations > max(DEAD * typical, 1e-12)
+        return self.deviations > max(DEAD * np.sqrt(self.variance / self.d), 1e-12)
+
+    @property
+    def variance(self) -> float:
+        """tr Cov Z, in units of ``scale``²."""
+        return float(np.square(self.deviations, dtype=np.float64).sum())
 
     @cached_property
-    def correlations(self) -> tuple[Floats, NDArray[np.intp]]:
-        """Correlations ρ of up to ``QUERIES`` evenly spaced living dimensions with all living ones: (queries, living)
-        with 0 in place of a dimension's correlation with itself, and the positions of the queries."""
-        unit = self.centred[:, self.alive] / (self.deviations[self.alive] * np.sqrt(self.n))
-        living = unit.shape[1]
-        queries = np.unique(np.linspace(0, living - 1, min(living, QUERIES)).astype(np.intp))
-        table = unit[:, queries].T @ unit
-        table[np.arange(len(queries)), queries] = 0.0
-        return table, queries
+    def correlations(self) -> Floats:
+        """Correlations ρ of up to ``QUERIES`` evenly spaced living dimensions with all living ones, (queries, living),
+        with 0 in place of a dimension's correlation with itself."""
+        living = np.flatnonzero(self.alive)
+        asked = np.unique(np.linspace(0, len(living) - 1, min(len(living), QUERIES)).astype(np.intp))
+        chosen = living[asked]
+        table = (self.centred[:, chosen].T @ self.centred)[:, living]
+        table /= self.n * self.deviations[chosen][:, None] * self.deviations[living][None, :]
+        table[np.arange(len(asked)), asked] = 0.0
+        return table
 
 
 def spectrum(z: ArrayLike | Sample) -> Floats:
@@ -125,9 +137,8 @@ def relative_spread(z: ArrayLike | Sample) -> float:
     every image) … 1 (no common part). A rank is blind to a constant plus noise; this is not (after Chen & He, SimSiam,
     2021, whose measure is the deviation of the normalised rows)."""
     s = Sample.of(z)
-    varying = float(np.trace(s.gram, dtype=np.float64)) / s.n
-    total = varying + float(s.mean @ s.mean)
-    return varying / total if total > 0 else 0.0
+    total = s.variance + float(s.mean @ s.mean)
+    return s.variance / total if total > 0 else 0.0
 
 
 def mean_cosine(z: ArrayLike | Sample) -> float:
@@ -188,7 +199,7 @@ def spectrum_alpha(z: ArrayLike | Sample) -> float:
 
 
 def rank_cliff(z: ArrayLike | Sample) -> int:
-    """The rank r at which the spectrum falls off a cliff: λ_r ≥ 20 λ_{r+1} with at most 5 % of the variance beyond, and
+    """The rank r at which the spectrum falls off a cliff: λ_r ≥ 30 λ_{r+1} with at most 5 % of the variance beyond, and
     r at most an eighth of the room min(n − 1, living d); 0 where there is no cliff. The spectra of working encoders fall
     smoothly (power laws: λ_r/λ_{r+1} near 1), those confined to a subspace do not. Higher cliffs are no fault: the last
     layer of MobileNet and its like widens a narrow one, a fifth of the room, by construction."""
@@ -200,19 +211,19 @@ def rank_cliff(z: ArrayLike | Sample) -> int:
         return 0
     beyond = 1 - np.cumsum(values[:-1]) / s.eigenvalues.sum()
     gap = values[:-1] / np.maximum(values[1:], 1e-30)
-    cliffs = np.flatnonzero((gap >= 20) & (beyond <= 0.05) & (values[:-1] > 1e-10 * values[0]))
+    cliffs = np.flatnonzero((gap >= 30) & (beyond <= 0.05) & (values[:-1] > 1e-10 * values[0]))
     return int(cliffs[0]) + 1 if cliffs.size else 0
 
 
 def off_diagonal_excess(z: ArrayLike | Sample) -> float:
     """Mean ρ²ᵢⱼ over pairs of different dimensions times n − 1: 1 for independent dimensions (the sampling floor: a
     chance ρ² has mean 1/(n − 1)), up to n − 1 when all are copies; below 1 for an embedding decorrelated on this very
-    sample. Over at most 256 × d pairs; nan where fewer than two dimensions live."""
+    sample. Over at most 128 × d pairs; nan where fewer than two dimensions live."""
     s = Sample.of(z)
     if s.alive.sum() < 2:
         return float("nan")
-    table, queries = s.correlations
-    return float(np.square(table).sum(dtype=np.float64)) / (len(queries) * (table.shape[1] - 1)) * (s.n - 1)
+    table = s.correlations
+    return float(np.square(table).sum(dtype=np.float64)) / (len(table) * (table.shape[1] - 1)) * (s.n - 1)
 
 
 def dead_dimensions(z: ArrayLike | Sample) -> float:
@@ -223,11 +234,11 @@ def dead_dimensions(z: ArrayLike | Sample) -> float:
 
 def duplicate_dimensions(z: ArrayLike | Sample) -> float:
     """Share of living dimensions with a copy, |ρᵢⱼ| > 0.95 for some j ≠ i: 0 … 1. With few images the bar is raised
-    to where chance alone would reach it once in a hundred arrays. Asked of at most 256 dimensions, each against all."""
+    to where chance alone would reach it once in a hundred arrays. Asked of at most 128 dimensions, each against all."""
     s = Sample.of(z)
     if s.alive.sum() < 2 or s.n < 4:
         return 0.0
-    table, _ = s.correlations
+    table = s.correlations
     chance = np.sqrt(1 - (0.01 / table.shape[1] ** 2) ** (2 / (s.n - 2)))
     return float((np.abs(table).max(axis=1) > max(COPY, chance)).mean())
 

@@ -32,7 +32,7 @@ def duplicate_neighbour_rate(z: ArrayLike | Sample) -> float:
     s = Sample.of(z)
     typical = float(np.median(s.distances[np.triu_indices(s.n, 1)]))
     # rows equal up to rounding count as one point, also where everything is one point
-    rounding = 1e-6 * float(np.sqrt(max(np.max(np.diag(s.raw_gram)), 0.0)))
+    rounding = 1e-6 * float(s.lengths.max())
     return float((s.distances.min(axis=1) <= max(0.01 * typical, rounding)).mean())
 
 
@@ -154,7 +154,7 @@ def view_gap(z_a: ArrayLike | Sample, z_b: ArrayLike | Sample) -> float:
     ratio = b.scale / a.scale
     shift = a.mean - ratio * b.mean
     apart = float(np.square(a.centred - ratio * b.centred).sum(dtype=np.float64)) + a.n * float(shift @ shift)
-    total = float(np.trace(a.gram, dtype=np.float64)) + ratio**2 * float(np.trace(b.gram, dtype=np.float64))
+    total = a.n * (a.variance + ratio**2 * b.variance)
     return apart / total if total > 0 else (float("inf") if apart > 0 else 0.0)
 
 
@@ -162,16 +162,12 @@ def twins_found(z_a: ArrayLike | Sample, z_b: ArrayLike | Sample) -> float:
     """Share of images whose own view B is, of all views B, the nearest to their view A by cosine: 0 … 1, chance 1/n.
     A tie is not a find, so vectors that are all the same find nothing."""
     a, b = paired(z_a, z_b)
-    cosines = _unit(a) @ _unit(b).T
+    mean_a, mean_b = a.mean.astype(a.centred.dtype), b.mean.astype(b.centred.dtype)
+    product = a.centred @ b.centred.T + (a.centred @ mean_b)[:, None] + (b.centred @ mean_a)[None, :] + float(a.mean @ b.mean)
+    cosines = product / b.lengths[None, :]  # the length of the row of a changes no row's winner
     own = np.diag(cosines).copy()
     np.fill_diagonal(cosines, -np.inf)
     return float((own > cosines.max(axis=1)).mean())
-
-
-def _unit(s: Sample) -> Floats:
-    rows: Floats = s.centred + s.mean.astype(s.centred.dtype)
-    norm = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(norm > 0, norm, 1.0)
 
 
 def lidar(z: ArrayLike, delta: float = 1e-4) -> float:

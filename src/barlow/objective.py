@@ -139,37 +139,36 @@ class _Loss(torch.autograd.Function):
             else:
                 held = z
                 saved = forms.correlation(held, total, dtype)
-            mean, scale, diagonal = saved.mean, saved.scale, saved.diagonal
-            flags = _flags(scale)
+            diagonal, flags = saved.diagonal, _flags(saved.scale)
             if across:
-                ranks.sum_(flags)
-                diagonal = ranks.gather_rows(diagonal.T).T
+                diagonal, flags = ranks.gather_rows(diagonal.T).T, ranks.sum_(flags)
             wide = diagonal.to(saved.squares.dtype)
-            inside = (saved.squares - wide.square().sum()) if form == "gram" else saved.squares
-            sums = torch.stack(((1.0 - wide).square().sum(), inside.clamp_min(0.0))) / pairs
-            loss = (sums[0] + lambda_ * sums[1]).to(dtype)
-        invariance, redundancy, dead, *bad = torch.cat((sums, flags)).tolist()  # the one read-back from the device
+            sums = torch.stack((saved.squares, wide.square().sum(), (1.0 - wide).square().sum()))
+        squares, inside, invariance, dead, *bad = torch.cat((sums, flags)).tolist()  # the one read-back from a GPU
         _refuse_bad(bad)
+        invariance /= pairs
+        redundancy = max(0.0, squares - inside if form == "gram" else squares) / pairs
+        loss = saved.mean.new_full((), invariance + lambda_ * redundancy)
         ctx.lambda_, ctx.counts, ctx.form, ctx.dim, ctx.across = lambda_, counts, form, dim, across
         ctx.save_for_backward(*held, *saved)
         known = (saved.products, diagonal) if form == "correlation" else None
-        matrix = partial(_cross_correlation, [view.detach() for view in z], total, (mean, scale), known)
+        matrix = partial(_cross_correlation, [view.detach() for view in z], total, (saved.mean, saved.scale), known)
         least = floor(total, dim, lambda_)
         return loss, Terms(loss, invariance, redundancy, least, diagonal.mean(0), int(dead), form, matrix)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:
-        wanted, counts = ctx.needs_input_grad[2:], ctx.counts
-        held, saved = ctx.saved_tensors[: len(wanted)], forms.Forward(*ctx.saved_tensors[len(wanted) :])
+        counts, views = ctx.counts, len(ctx.needs_input_grad) - 2
+        held, saved = ctx.saved_tensors[:views], forms.Forward(*ctx.saved_tensors[views:])
         gain = gradient.to(saved.mean.dtype) * len(counts)
         with _no_autocast(held[0]):
             if ctx.form == "correlation":
-                grads = forms.correlation_gradient(held, sum(counts), saved, ctx.lambda_, gain, wanted)
+                grads = forms.correlation_gradient(held, sum(counts), saved, ctx.lambda_, gain)
             else:
-                grads = forms.gram_gradient(held, saved, ctx.lambda_, gain, wanted)
+                grads = forms.gram_gradient(held, saved, ctx.lambda_, gain)
             if ctx.across:
-                grads = [None if g is None else ranks.columns_to_rows(g, counts, ctx.dim) for g in grads]
+                grads = [ranks.columns_to_rows(g, counts, ctx.dim) for g in grads]
         return None, None, *grads
 
 
@@ -237,8 +236,8 @@ def _name(v: int, views: int) -> str:
 
 def _flags(scale: Tensor) -> Tensor:
     """[dead features, view 1 not finite, view 2 not finite, …]; a variance that is NaN or infinite has no w > 0."""
-    dead = (scale > (2 * forms.EPS) ** -0.5).any(0).sum()
-    return torch.cat((dead.view(1), (~(scale > 0.0)).any(1)))
+    dead = (scale.amax(0) > (2 * forms.EPS) ** -0.5).sum()
+    return torch.cat((dead.view(1), ~(scale.amin(1) > 0.0)))
 
 
 def _refuse_bad(bad: Sequence[float]) -> None:

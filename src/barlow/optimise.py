@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from timm.optim import Lars
@@ -49,10 +49,12 @@ def build_optimizer(network: nn.Module, name: str, *, lr: float, lr_bias: float,
     ``adamw``: betas (0.9, 0.999), both groups at ``lr``, decay on weights only.
     """
     weights, small = parameter_groups(network)
-    groups = [
-        {"params": weights, "weight_decay": weight_decay, "lr": lr, "peak": lr},
-        {"params": small, "weight_decay": 0.0, "lr": lr, "peak": lr_bias if name == "lars" else lr},
+    groups: list[dict[str, Any]] = [
+        {"params": weights, "weight_decay": weight_decay, "peak": lr},
+        {"params": small, "weight_decay": 0.0, "peak": lr_bias if name == "lars" else lr},
     ]
+    for group in groups:
+        group["lr"] = group["peak"]
     if name == "lars":
         groups[0]["always_adapt"] = True  # whatever the weight decay; timm leaves out groups without decay
         filled = [group for group in groups if group["params"]]

@@ -61,8 +61,8 @@ def pretrain(
 ) -> Path:
     """Trains on unlabelled images as ``config`` says; returns the run folder with the encoder and the report.
 
-    ``images`` and ``views`` take the place of ``config.images`` and ``config.views`` from Python: arrays in memory, rows
-    of numbers or functions. A run that is already in the folder is continued to the bit; a complete one is left alone.
+    ``images`` and ``views`` take the place of ``config.images`` and ``config.views`` from Python: arrays in memory,
+    rows of numbers or functions. A run that is already in the folder is continued to the bit; a complete one is left alone.
     ``dry_run`` prints the plan, with time and memory measured on a few steps, and stops.
     Raises UserError, DataError, NumbersError and Stopped, with the exit codes of ``barlow.errors``.
     """
@@ -168,9 +168,8 @@ def fix_length(begun: Begun, fabric: Fabric, views: Sequence[ViewLike] | None, s
         config = config.replace(steps=steps)
         if not quiet:
             epochs = steps * parts.source.batch_size / train
-            say(
-                f"steps        {steps:,}: {config.minutes:g} minutes at {seconds * 1e3:.0f} ms each; {epochs:.1f} epochs"
-            )
+            each = f"{seconds * 1e3:.0f} ms each"
+            say(f"steps        {steps:,}: {config.minutes:g} minutes at {each}; {epochs:.1f} epochs")
     elif config.steps is None:
         config = config.replace(steps=max(1, round((config.epochs or 0) * train / (config.batch_size or 1))))
     if begun.run:
@@ -245,9 +244,8 @@ def show_choices(images: Images, config: Config, choices: Sequence[Choice]) -> N
         value = "-".join(map(str, choice.value)) if choice.word == "projector" else choice.value
         say(f"{choice.word:<12} {value}: {choice.reason}")
     dim = config.projector[-1] if isinstance(config.projector, tuple) else 0
-    say(
-        f"{'floor':<12} {floor(config.batch_size or 0, int(dim), config.lambda_ or 0):.2f}: the least this loss can be here"
-    )
+    least = floor(config.batch_size or 0, int(dim), config.lambda_ or 0)
+    say(f"{'floor':<12} {least:.2f}: the least this loss can be here")
 
 
 def show_plan(config: Config, fabric: Fabric, images: Any, views: Sequence[ViewLike] | None) -> Path:
@@ -259,9 +257,8 @@ def show_plan(config: Config, fabric: Fabric, images: Any, views: Sequence[ViewL
     seconds, looking = trial(parts, TRIAL_SECONDS)
     steps = begun.config.steps or 0
     total = duration(steps * seconds + 21 * looking + FINISH_SECONDS)
-    say(
-        f"{'plan':<12} {steps:,} steps of {seconds * 1e3:.0f} ms, about {total}; peak memory {readable(peak_memory(fabric.device.type))}"
-    )
+    memory = readable(peak_memory(fabric.device.type))
+    say(f"{'plan':<12} {steps:,} steps of {seconds * 1e3:.0f} ms, about {total}; peak memory {memory}")
     return Path(resolved.out or ".")
 
 

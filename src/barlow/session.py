@@ -11,7 +11,6 @@ import numpy as np
 from barlow import ranks
 from barlow.batches import Batch
 from barlow.checkpoint import Checkpoint, SaveFailed
-from barlow.config import Config
 from barlow.console import say
 from barlow.errors import DataError
 from barlow.held_out import health_lines
@@ -120,7 +119,7 @@ class Session:
         return {"twins_found": lines[0]["twins_found"], "verdict": lines[1]["verdict"]}
 
     def save(self) -> None:
-        """Writes a checkpoint beside the training; a disk that refuses is a warning, and the next one is tried again."""
+        """Writes a checkpoint beside the training; a disk that refuses is a warning, and the next save tries again."""
         self.saved = time.monotonic()
         if self.run is None or self.saver is None:
             return

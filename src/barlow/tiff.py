@@ -8,7 +8,6 @@ nothing about its axes: there the shorter of the first and the last axis is the 
 from __future__ import annotations
 
 import json
-import logging
 from typing import IO, Any
 
 import numpy as np
@@ -21,9 +20,6 @@ MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 BITS, PHOTOMETRIC, DESCRIPTION, SAMPLES, EXTRA = 258, 262, 270, 277, 338
 RGB, CMYK = 2, 5
 ALPHA = (1, 2)
-
-# tifffile reports through logging; what matters is raised here, and its lines must not reach the user's terminal
-logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
 def beyond_pillow(image: Image.Image) -> bool:
@@ -57,18 +53,18 @@ def open_series(file: IO[bytes]) -> tuple[Any, dict[str, int]]:
     try:
         import tifffile
     except ImportError:
-        raise BadImage("needs the package tifffile (pip install 'barlow[tiff]')") from None
+        raise BadImage("a TIFF that Pillow cannot read; some need tifffile (pip install 'barlow[tiff]')") from None
     file.seek(0)
     tiff = tifffile.TiffFile(file)
     if not tiff.series:
-        raise BadImage("holds no image")
+        raise BadImage("a TIFF that holds no image")
     series = tiff.series[0]
     if series.kind == "shaped" and len(series.shape) == 3 and "S" not in series.axes:
         first = series.shape[0] <= series.shape[2]
         return series, {"C": 0, "Y": 1, "X": 2} if first else {"Y": 0, "X": 1, "C": 2}
     places = {axis.replace("S", "C"): place for place, axis in enumerate(series.axes) if axis in "YXSC"}
     if not {"Y", "X"} <= places.keys() or {"S", "C"} <= set(series.axes):
-        raise BadImage(f"has the axes {series.axes}, of which rows, columns and channels cannot be told")
+        raise BadImage(f"a TIFF with the axes '{series.axes}', which are not rows, columns and channels")
     return series, places
 
 
@@ -86,7 +82,7 @@ def read(file: IO[bytes]) -> np.ndarray[Any, np.dtype[Any]]:
     length = file.seek(0, 2)
     for page in series.pages:
         if page and any(a + n > length for a, n in zip(page.dataoffsets, page.databytecounts, strict=False)):
-            raise BadImage("is truncated")  # tifffile itself would fill with zeros
+            raise BadImage("image file is truncated")  # tifffile itself would fill with zeros
     planes = series.asarray()
     kept = sorted(places.values())
     planes = planes[tuple(slice(None) if k in kept else 0 for k in range(planes.ndim))]

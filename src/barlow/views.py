@@ -61,9 +61,10 @@ class View:
             _within(name, getattr(self, name), 0, 1)
         _within("hue", self.hue, 0, 0.5)
         for name, low, high in (("crop", 0, 1), ("ratio", 0, math.inf), ("sigma", 0, 100)):
-            a, b = getattr(self, name)
-            if not (low < a <= b <= high and b < math.inf):
-                raise UserError(f"view: {name} is {(a, b)}; it needs two numbers, above {low}, the smaller one first")
+            pair = getattr(self, name)
+            if len(pair) != 2 or not (low < pair[0] <= pair[1] <= high and pair[1] < math.inf):
+                top = f" to {high}" if high < math.inf else ""
+                raise UserError(f"view: {name} is {pair}; it needs two numbers above {low}{top}, the smaller one first")
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:

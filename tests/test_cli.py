@@ -1,0 +1,155 @@
+"""The command line: verbs, exit codes, one clear sentence for each mistake, nothing lost, no traceback."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import blobs
+from PIL import Image
+
+import barlow
+from barlow.cli import app, main
+
+RUN = ["--steps", "2", "--batch-size", "16", "--encoder", "resnetv2_18", "--image-size", "32", "--projector", "16-16",
+       "--encoder-args", '{"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8], "stem_chs": 8}', "--held-out", "8",
+       "--precision", "float32", "--devices", "1", "--workers", "0"]  # fmt: skip
+
+OPTIONS = """--config --encoder --image-size --batch-size --projector --lambda --views --twins --epochs --steps --minutes
+--optimizer --lr --precision --workers --devices --seed --checkpoint-every --time-limit --micro-batch --resume --dry-run
+--out"""  # the names that the command line has promised to keep
+
+
+def call(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    """(exit code, standard output, standard error) of one command."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(word) for word in words])
+    out = capsys.readouterr()
+    code = ended.value.code
+    return (0 if code is None else int(code)), out.out, out.err
+
+
+def folder(path: Path, count: int = 40) -> Path:
+    path.mkdir()
+    for i, picture in enumerate(blobs(count)):
+        Image.fromarray(picture).save(path / f"{i:03d}.png")
+    return path
+
+
+def test_verbs() -> None:
+    verbs = {name for command in app for name in [command] if not name.startswith("-")}
+    assert verbs == {"check", "embed", "evaluate", "pretrain", "report", "views"}
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "--version")
+    assert (code, out.strip()) == (0, f"barlow {barlow.__version__}")
+
+
+def test_help_does_not_import_torch() -> None:
+    program = "import sys; from barlow.cli import main\ntry: main(['pretrain', '--help'])\n"
+    program += "finally: assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for option in OPTIONS.split():
+        assert option in done.stdout
+
+
+def test_pretrain_then_embed_then_report(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    images, run, output = folder(tmp_path / "images"), tmp_path / "run", tmp_path / "e.parquet"
+    code, out, err = call(capsys, "pretrain", images, "--out", run, *RUN)
+    assert code == 0, err
+    assert out == ""  # standard output is for results
+    assert "step 2 of 2" in err
+    assert "twins found" in err
+    assert "floor" in err
+    code, out, err = call(capsys, "embed", run, images, "-o", output)
+    assert (code, out) == (0, f"{output}: 40 rows\n"), err
+    table = pq.read_table(output)
+    assert table.column_names == ["path", "embedding"]
+    assert table["path"].to_pylist() == [f"{i:03d}.png" for i in range(40)]
+    assert len(table["embedding"][0]) == 8
+    code, out, _ = call(capsys, "embed", run, images, "-o", tmp_path / "e.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "e.npy"), np.stack(table["embedding"].to_pylist()).astype("f4"))
+    assert (tmp_path / "e.txt").read_text().split() == table["path"].to_pylist()
+    code, out, _ = call(capsys, "report", run)
+    assert (code, out.strip()) == (0, str(run / "report.html"))
+
+
+def test_broken_files_are_quarantined_and_the_run_goes_on(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    images, run = folder(tmp_path / "images"), tmp_path / "run"
+    (images / "words.jpg").write_text("this is no picture")
+    (images / "empty.png").touch()
+    code, _, err = call(capsys, "pretrain", images, "--out", run, *RUN)
+    assert code == 0, err
+    text = (run / "quarantine.jsonl").read_text()
+    assert "words.jpg" in text
+    assert "empty.png" in text
+
+
+def test_dry_run_writes_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    images, run = folder(tmp_path / "images"), tmp_path / "run"
+    code, _, err = call(capsys, "pretrain", images, "--out", run, "--dry-run", *RUN)
+    assert code == 0, err
+    assert "2 steps of" in err
+    assert "peak memory" in err
+    assert not run.exists()
+
+
+def test_config_file_and_option_over_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    images, run, recipe = folder(tmp_path / "images"), tmp_path / "run", tmp_path / "recipe.toml"
+    recipe.write_text(f'images = "{images}"\nout = "{run}"\nlambda = 0.5\nseed = 3\n')
+    code, _, err = call(capsys, "pretrain", "--config", recipe, "--seed", "4", *RUN)
+    assert code == 0, err
+    written = (run / "config.toml").read_text()
+    assert "lambda = 0.5" in written
+    assert "seed = 4" in written
+
+
+def mistakes(tmp: Path) -> dict[str, tuple[list[object], str]]:
+    """What people do, and words of the answer."""
+    images = folder(tmp / "images")
+    (tmp / "none").mkdir()
+    (tmp / "one").mkdir()
+    Image.fromarray(blobs(1)[0]).save(tmp / "one" / "a.png")
+    (tmp / "empty.npy").touch()
+    (tmp / "thesis").mkdir()
+    (tmp / "thesis" / "chapter1.tex").write_text("dear reader")
+    (tmp / "bad.toml").write_text("lamda = 0.1")
+    (tmp / "labels.csv").write_text("path,label\nelsewhere/x.png,cat\n")
+    return {
+        "no images named": (["pretrain"], "No images are named"),
+        "no such folder": (["pretrain", tmp / "nowhere"], "nowhere"),
+        "no images in it": (["pretrain", tmp / "none", "--out", tmp / "o"], "none"),
+        "one image": (["pretrain", tmp / "one", "--out", tmp / "o"], "only one usable image"),
+        "empty array file": (["pretrain", tmp / "empty.npy", "--out", tmp / "o"], "empty.npy"),
+        "out is something else": (["pretrain", images, "--out", tmp / "thesis"], "chapter1.tex"),
+        "out is a file": (["pretrain", images, "--out", tmp / "bad.toml"], "is a file"),
+        "batch too large": (["pretrain", images, "--out", tmp / "o", "--batch-size", 64], "batch_size = 64 is larger"),
+        "unknown encoder": (["pretrain", images, "--out", tmp / "o", "--encoder", "resnet81"], "no encoder 'resnet81'"),
+        "unknown views": (["pretrain", images, "--out", tmp / "o", "--views", "wild"], "views = 'wild'"),
+        "unknown key": (["pretrain", images, "--config", tmp / "bad.toml"], "did you mean 'lambda'"),
+        "two lengths": (["pretrain", images, "--out", tmp / "o", "--steps", 2, "--minutes", 1], "Give one of"),
+        "unknown option": (["pretrain", images, "--lamda", 1], "Did you mean --lambda"),
+        "not a number": (["pretrain", images, "--lr", "fast"], "--lr"),
+        "resume of nothing": (["pretrain", "--resume", tmp / "none"], "no run to resume"),
+        "no such run": (["embed", tmp / "none", images, "-o", tmp / "e.npy"], "neither a run folder"),
+        "report of nothing": (["report", tmp / "none"], "none"),
+        "unknown verb": (["train", images], "Unknown command"),
+    }
+
+
+def test_mistakes_are_one_sentence_and_exit_code_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for name, (words, answer) in mistakes(tmp_path).items():
+        code, out, err = call(capsys, *words)
+        assert code == 2, (name, err)
+        assert answer in " ".join(f"{out} {err}".replace("│", " ").split()), (name, err)
+        assert "Traceback" not in err, (name, err)
+        assert len(err.strip().splitlines()) <= 5, (name, err)  # the framework draws a box of three lines
+    assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "dear reader"
+    assert (tmp_path / "bad.toml").read_text() == "lamda = 0.1"
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter1.tex"]

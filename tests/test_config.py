@@ -1,0 +1,103 @@
+"""The same words in Python, TOML and on the command line; mistakes answered with the nearest word."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from barlow.config import Config, differences, from_mapping, merge, read_toml, to_toml
+from barlow.errors import UserError
+
+FULL = Config(
+    "photos", out="run", encoder="resnet18", encoder_args={"layers": [1, 1, 1, 1], "act_layer": "gelu"},
+    pretrained=False, image_size=64, channels=3, mean=(0.5, 0.25, 0.125), std=(0.1, 0.2, 0.3),
+    views=({"crop": [0.2, 1.0]}, {"flip": 0.5}),
+    projector=(64, 32), twins="shared", lambda_=0.0051, batch_size=128, micro_batch=32, epochs=2.5, steps=None,
+    minutes=None, optimizer="lars", lr=0.2, lr_bias=1e-4, weight_decay=1.5e-6, warmup=0.01, precision="bfloat16",
+    workers=0, devices=1, seed=7, held_out=10, health_every=5, checkpoint_every=9, time_limit="2h", cache=True,
+    max_bad=0.1,
+)  # fmt: skip
+
+
+def test_toml_round_trip_of_every_field(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(to_toml(FULL), encoding="utf-8")
+    assert read_toml(path) == FULL
+    unset = {f.name for f in dataclasses.fields(FULL) if getattr(FULL, f.name) is None}
+    assert unset == {"steps", "minutes"}  # a new field must be added to FULL above
+
+
+@pytest.mark.parametrize("text", ['images = "a \\" b\\n"', "images = 'C:\\photos'", 'images = "ü 猫"'])
+def test_awkward_text_survives_toml(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text(text, encoding="utf-8")
+    config = read_toml(path)
+    path.write_text(to_toml(config), encoding="utf-8")
+    assert read_toml(path) == config
+
+
+def test_unknown_key_names_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"unknown key 'lamda'; did you mean 'lambda'\?"):
+        from_mapping({"lamda": 0.1}, "x.toml")
+    with pytest.raises(UserError, match="unknown key 'zzz'; known are"):
+        from_mapping({"zzz": 0.1}, "x.toml")
+
+
+def test_dashes_and_underscores_are_the_same_word() -> None:
+    assert from_mapping({"batch-size": 64}, "x") == from_mapping({"batch_size": 64}, "x") == Config(batch_size=64)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("batch_size", "many", "is not a whole number"),
+        ("batch_size", True, "is not a whole number"),
+        ("lambda", "x", "is not a number"),
+        ("twins", "siamese", "is not one of shared, unshared"),
+        ("encoder", 3, "is not a text"),
+        ("cache", 1, "is not true or false"),
+        ("mean", [0.1, "b"], "is not a list"),
+    ],
+)
+def test_wrong_types_say_what_is_needed(key: str, value: object, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        from_mapping({key: value}, "x.toml")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("batch_size", 1), ("lambda_", -0.1), ("epochs", 0), ("lr", 0), ("warmup", 1.5), ("image_size", 4), ("max_bad", 2),
+     ("projector", (8, 0)), ("projector", "8-x"), ("encoder_args", "{"), ("encoder_args", "[1]")],
+)  # fmt: skip
+def test_values_outside_their_range(field: str, value: object) -> None:
+    with pytest.raises(UserError, match=field.rstrip("_")):
+        Config(**{field: value})  # type: ignore[arg-type]
+
+
+def test_spellings_of_the_projector() -> None:
+    assert Config(projector="64-32-16").projector == Config(projector="64,32,16").projector == (64, 32, 16)
+
+
+def test_command_line_goes_over_file() -> None:
+    below, above = Config("a", epochs=3, lr=0.1), Config(steps=7, lr=0.2)
+    assert merge(below, above) == Config("a", steps=7, lr=0.2)  # one length replaces the other
+
+
+def test_differences_count_only_what_is_given() -> None:
+    old = Config("a", lr=0.1, lambda_=0.005, workers=1)
+    assert differences(old, Config(lr=0.1)) == []
+    assert differences(old, Config(lambda_=0.01, workers=4), frozenset({"workers"})) == ["lambda: 0.005 → 0.01"]
+
+
+def test_files_that_are_not_toml(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text("a = = b")
+    with pytest.raises(UserError, match="is not TOML"):
+        read_toml(path)
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        read_toml(tmp_path / "b.toml")
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_toml(path)

@@ -1,0 +1,394 @@
+"""Every odd kind of file becomes the documented pixels; every broken one a BadImage, with a reason and cheaply."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import resource
+import sys
+import threading
+import warnings
+from typing import Any
+
+import corpus
+import numpy as np
+import pytest
+import tifffile
+from corpus import encoded, npy, picture
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from barlow import guard
+from barlow.decode import BadImage, decode, header, mode_kind
+
+
+def image(mode: str, pixels: list[Any], width: int) -> Image.Image:
+    made = Image.new(mode, (width, len(pixels) // width))
+    made.putdata(pixels)
+    return made
+
+
+def tif(array: Any, **options: Any) -> bytes:
+    out = io.BytesIO()
+    tifffile.imwrite(out, array, **options)
+    return out.getvalue()
+
+
+def palette(transparency: int | None = None) -> bytes:
+    made = image("P", [0, 1, 2, 1], 2)
+    made.putpalette([10, 20, 30, 200, 100, 50, 7, 7, 7])
+    return encoded(made, "PNG", **({} if transparency is None else {"transparency": transparency}))
+
+
+def animated(kind: str) -> bytes:
+    frames = [Image.new("RGB", (3, 2), colour) for colour in ((200, 0, 0), (0, 200, 0))]
+    return encoded(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True)
+
+
+GREY4 = np.array([[0, 1], [128, 255]], np.uint8)
+DEEP4 = np.array([[0, 1], [40000, 65535]], np.uint16)
+REAL4 = np.array([[-1.5, 0.0], [2.25, 1e6]], np.float32)
+RED6 = [[[200, 0, 0]] * 3] * 2
+
+# name: (bytes, pixels, mode of the header)
+ODD: dict[str, tuple[bytes, Any, str]] = {
+    "grey": (encoded(GREY4, "PNG"), GREY4[..., None], "L"),
+    "1-bit": (encoded(image("1", [0, 1, 1, 0], 2), "PNG"), [[[0], [255]], [[255], [0]]], "1"),
+    "1-bit tiff": (
+        encoded(image("1", [0, 1, 1, 0], 2), "TIFF", compression="group4"),
+        [[[0], [255]], [[255], [0]]],
+        "1",
+    ),
+    "16-bit png": (encoded(Image.fromarray(DEEP4), "PNG"), DEEP4[..., None], "I;16"),
+    "16-bit tiff": (encoded(Image.fromarray(DEEP4), "TIFF"), DEEP4[..., None], "I;16"),
+    "16-bit big-endian tiff": (tif(DEEP4, byteorder=">"), DEEP4[..., None], "I;16B"),
+    "32-bit tiff": (
+        encoded(image("I", [0, -7, 70000, 5], 2), "TIFF"),
+        np.array([[[0], [-7]], [[70000], [5]]], np.float32),
+        "I",
+    ),
+    "float tiff": (encoded(Image.fromarray(REAL4), "TIFF"), REAL4[..., None], "F"),
+    "palette": (palette(), [[[10, 20, 30], [200, 100, 50]], [[7, 7, 7], [200, 100, 50]]], "P"),
+    "palette, one entry transparent": (
+        palette(1),
+        [[[10, 20, 30], [255, 255, 255]], [[7, 7, 7], [255, 255, 255]]],
+        "P",
+    ),
+    # on white: (100·128 + 255·127) / 255 = 177.2
+    "grey with transparency": (
+        encoded(image("LA", [(100, 128), (100, 0), (100, 255), (0, 128)], 2), "PNG"),
+        [[[177], [255]], [[100], [127]]],
+        "LA",
+    ),
+    "colour with transparency": (
+        encoded(image("RGBA", [(100, 0, 255, 128), (9, 9, 9, 0)], 2), "PNG"),
+        [[[177, 127, 255], [255, 255, 255]]],
+        "RGBA",
+    ),
+    "transparent webp": (
+        encoded(image("RGBA", [(100, 0, 255, 128), (9, 9, 9, 0)], 2), "WEBP", lossless=True),
+        [[[177, 127, 255], [255, 255, 255]]],
+        "RGBA",
+    ),
+    "one colour transparent": (
+        encoded(image("RGB", [(1, 2, 3), (4, 5, 6)], 2), "PNG", transparency=(1, 2, 3)),
+        [[[255, 255, 255], [4, 5, 6]]],
+        "RGB",
+    ),
+    # 255 − k less c·(255 − k)/255
+    "CMYK": (
+        encoded(image("CMYK", [(255, 0, 0, 0), (0, 0, 0, 255), (0, 0, 0, 0), (100, 50, 25, 10)], 4), "TIFF"),
+        [[[0, 255, 255], [0, 0, 0], [255, 255, 255], [149, 197, 221]]],
+        "CMYK",
+    ),
+    "Lab": (encoded(image("LAB", [(255, 128, 128), (0, 128, 128)], 2), "TIFF"), [[[255, 255, 255], [0, 0, 0]]], "LAB"),
+    "animated gif": (animated("GIF"), RED6, "P animated"),
+    "animated webp": (animated("WEBP"), RED6, "RGB animated"),
+    "animated png": (animated("PNG"), RED6, "RGB animated"),
+    "many pages": (animated("TIFF"), RED6, "RGB animated"),
+    "1×1": (encoded(np.uint8([[[3, 4, 5]]]), "PNG"), [[[3, 4, 5]]], "RGB"),
+    "npy grey": (npy(GREY4), GREY4[..., None], "uint8x1"),
+    "npy bool": (npy(GREY4 > 100), [[[0], [0]], [[255], [255]]], "uint8x1"),
+    "npy 16-bit, big-endian, other order": (
+        npy(np.asfortranarray(DEEP4.astype(">u2"))),
+        DEEP4[..., None],
+        "uint16x1",
+    ),
+    "npy double": (npy(REAL4.astype(np.float64)), REAL4[..., None], "float32x1"),
+    "npy integers": (npy(np.int64([[-3, 70000]])), np.float32([[[-3], [70000]]]), "float32x1"),
+    "npy five bands": (npy(picture(3, 4, 5)), picture(3, 4, 5), "uint8x5"),
+    "npy not finite": (
+        npy(np.float32([[np.nan, 4], [np.inf, 2]])),
+        np.float32([[[2], [4]], [[2], [2]]]),
+        "float32x1",
+    ),
+}
+
+BANDS = picture(20, 30, 13)
+DEEP_BANDS = BANDS.astype(np.uint16) * 200
+ODD |= {
+    "13 bands": (tif(BANDS, photometric="minisblack", planarconfig="contig"), BANDS, "uint8x13"),
+    "13 bands of 16 bits, planes": (
+        tif(DEEP_BANDS.transpose(2, 0, 1).copy(), photometric="minisblack", planarconfig="separate"),
+        DEEP_BANDS,
+        "uint16x13",
+    ),
+    "plain array, channels last": (tif(DEEP_BANDS), DEEP_BANDS, "uint16x13"),
+    "plain array, channels first": (tif(DEEP_BANDS.transpose(2, 0, 1).copy()), DEEP_BANDS, "uint16x13"),
+    "16-bit colour": (tif(DEEP_BANDS[:, :, :3].copy(), photometric="rgb"), DEEP_BANDS[:, :, :3], "uint16x3"),
+    "fourth band": (
+        tif(BANDS[:, :, :4].copy(), photometric="rgb", extrasamples=["unspecified"]),
+        BANDS[:, :, :4],
+        "uint8x4",
+    ),
+    "two bands": (
+        tif(BANDS[:, :, :2].copy(), photometric="minisblack", planarconfig="contig"),
+        BANDS[:, :, :2],
+        "uint8x2",
+    ),
+    "microscope, channels": (
+        tif(BANDS[:, :, :5].transpose(2, 0, 1).copy(), imagej=True, metadata={"axes": "CYX"}),
+        BANDS[:, :, :5],
+        "uint8x5",
+    ),
+    "microscope, depth and channels": (
+        tif(np.stack([BANDS[:, :, :2].transpose(2, 0, 1), BANDS[:, :, 2:4].transpose(2, 0, 1)]), ome=True,
+            metadata={"axes": "ZCYX"}),
+        BANDS[:, :, :2],
+        "uint8x2",
+    ),
+    "float bands": (
+        tif(BANDS.astype(np.float64), photometric="minisblack", planarconfig="contig"),
+        BANDS.astype(np.float32),
+        "float32x13",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_golden_pixels(name: str) -> None:
+    data, pixels, mode = ODD[name]
+    expected = np.array(pixels) if not isinstance(pixels, list) else np.array(pixels, np.uint8)
+    seen, array = header(data), decode(data)
+    np.testing.assert_allclose(array, expected, rtol=0, atol=name == "Lab")  # a colour profile rounds as it will
+    assert array.dtype == expected.dtype
+    assert array.dtype.isnative
+    assert (seen.height, seen.width, seen.mode) == (*expected.shape[:2], mode)
+    assert mode_kind(seen.mode) == (expected.shape[2], expected.dtype.name)
+    array[0, 0, 0] = 1  # a fresh array, which may be written to
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(kind: str, orientation: int) -> None:
+    upright = np.zeros((16, 32, 3), np.uint8)
+    upright[:8, :8], upright[8:, 24:] = (250, 0, 0), (0, 0, 250)  # top left, bottom right
+    stored = {  # how a camera held that way lays the rows down: the inverse of what a viewer must do
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: upright.transpose(1, 0, 2)[::-1],
+        7: upright.transpose(1, 0, 2)[::-1, ::-1],
+        8: upright.transpose(1, 0, 2)[:, ::-1],
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(np.ascontiguousarray(stored), kind, exif=exif, lossless=True, quality=95, subsampling=0)
+    seen, array = header(data), decode(data)
+    assert (seen.height, seen.width) == array.shape[:2] == (16, 32)
+    assert np.abs(array.astype(int) - upright).max() < (60 if kind == "JPEG" else 1)
+    assert ("turned" in seen.mode) == (orientation > 1 and kind != "TIFF")
+
+
+@pytest.mark.parametrize("exif", [b"II*\0\xff\xff\xff\xff", b"nonsense", b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0"])
+def test_damaged_exif_leaves_a_good_image_upright(exif: bytes) -> None:
+    data = encoded(picture(), "JPEG", exif=b"Exif\0\0" + exif)
+    assert header(data).mode == "RGB"
+    np.testing.assert_array_equal(decode(data), decode(encoded(picture(), "JPEG")))
+
+
+@pytest.mark.parametrize(
+    ("at_least", "shape"),
+    [((100, 150), (100, 150)), ((99, 149), (100, 150)), ((101, 150), (200, 300)), ((25, 37), (50, 75)),
+     ((1, 1), (50, 75)), ((401, 601), (400, 600)), ((0, 0), (50, 75))],
+)  # fmt: skip
+def test_jpeg_at_reduced_scale(at_least: tuple[int, int], shape: tuple[int, int]) -> None:
+    smooth = np.add.outer(np.arange(400) / 4, np.arange(600) / 6)[..., None].repeat(3, 2).astype(np.uint8)
+    array = decode(encoded(smooth, "JPEG", quality=95), at_least)
+    assert array.shape == (*shape, 3)
+    step = 400 // shape[0]
+    middle = smooth[step // 2 :: step, step // 2 :: step][: shape[0], : shape[1]]
+    assert np.abs(array[: middle.shape[0], : middle.shape[1]].astype(int) - middle).max() <= 4
+
+
+def test_reduced_scale_of_a_turned_jpeg_counts_in_upright_pixels() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(picture(400, 600), "JPEG", exif=exif)  # upright: 600 rows, 400 columns
+    assert decode(data, (300, 100)).shape == (300, 200, 3)
+    assert decode(data, (100, 200)).shape == (300, 200, 3)
+
+
+def test_only_jpeg_is_reduced() -> None:
+    assert decode(encoded(picture(64, 64), "PNG"), (8, 8)).shape == (64, 64, 3)
+
+
+@given(st.sampled_from(["L", "RGB", "1", "RGBA", "I;16"]), st.integers(1, 40), st.integers(1, 40))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_any_size(mode: str, height: int, width: int) -> None:
+    data = encoded(Image.new(mode, (width, height)), "PNG")
+    seen, array = header(data), decode(data)
+    assert (seen.height, seen.width, *mode_kind(seen.mode)) == (*array.shape, array.dtype.name)
+
+
+@given(st.integers(1, 20000), st.booleans(), st.sampled_from(["JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP"]))
+@settings(max_examples=40, deadline=None)
+def test_one_pixel_high_or_wide(length: int, tall: bool, kind: str) -> None:
+    length = min(length, 16383) if kind == "WEBP" else length
+    size = (1, length) if tall else (length, 1)
+    data = encoded(Image.new("RGB", size, (9, 9, 9)), kind, quality=80)
+    seen, array = header(data), decode(data, (1, 1))
+    assert (seen.width, seen.height) == size
+    assert array.shape[2] == 3
+    assert 1 in array.shape[:2]
+
+
+BROKEN = corpus.broken_files()
+
+
+def test_the_corpus_is_large() -> None:
+    assert len(BROKEN) >= 300
+    for data in corpus.good_files().values():
+        assert header(data)
+        assert decode(data).ndim == 3
+
+
+def refused_early(data: bytes) -> str:
+    """The reason that the header gives, or "" where only the body is broken."""
+    try:
+        header(data)
+    except BadImage as refusal:
+        return refusal.reason
+    return ""
+
+
+@pytest.mark.parametrize("ending", sorted({name.rpartition(".")[2] for name in BROKEN}))
+def test_broken_files_are_refused_with_a_reason_that_stays(ending: str, capfd: pytest.CaptureFixture[str]) -> None:
+    for name, data in BROKEN.items():
+        if name.rpartition(".")[2] != ending:
+            continue
+        reasons = set()
+        for _ in range(2):
+            with pytest.raises(BadImage) as refusal:
+                decode(data)
+            reasons.add(refusal.value.reason)
+        assert len(reasons) == 1, name
+        reason = reasons.pop()
+        assert 5 < len(reason) < 250, name
+        assert "0x" not in reason, f"{name}: {reason} holds an address, which differs from run to run"
+        assert refused_early(data) in ("", reason), name
+    assert capfd.readouterr() == ("", "")
+
+
+def test_bombs_are_refused_before_memory_is_taken() -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for name, data in corpus.bombs().items():
+        with pytest.raises(BadImage, match=r"over the limit of|pixels are over"):
+            header(data)
+        with pytest.raises(BadImage, match="over the limit of"):
+            decode(data)
+        assert len(data) < 8000, name
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB; any would take 179 MB
+
+
+def test_the_pixel_limit_stands_where_somebody_raised_that_of_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    with pytest.raises(BadImage, match="2,500,000,000 pixels"):
+        header(corpus.bombs()["bomb.png"])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(BadImage, match="768 pixels"):
+        header(encoded(picture(), "PNG"))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "an empty file"),
+        (b"\0" * 10, "only zero bytes"),
+        (b"<html>", "a web page, not an image"),
+        (b"hello, world", "text, not an image"),
+        (b"%PDF-1.7", "a PDF, which is not read"),
+        (corpus.good_files()["colour.png"][:300], "image file is truncated"),
+        (corpus.bombs()["bomb.png"], "2,500,000,000 pixels are over the limit of 178,956,970"),
+        (npy(np.zeros((2, 3, 4, 5))), "an array of shape (2, 3, 4, 5) is no image (rows, columns, channels)"),
+    ],
+)
+def test_reasons(data: bytes, reason: str) -> None:
+    with pytest.raises(BadImage) as refusal:
+        decode(data)
+    assert refusal.value.reason == reason
+
+
+@pytest.mark.parametrize("kind", ["PPM", "ICO", "TGA", "PCX", "JPEG2000", "SGI", "DDS"])
+def test_formats_off_the_list_are_not_even_tried(kind: str) -> None:
+    with pytest.raises(BadImage):
+        header(encoded(picture(16, 16), kind))
+
+
+def test_running_out_of_memory_is_not_the_fault_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "open", full)
+    with pytest.raises(MemoryError):
+        decode(encoded(picture(), "PNG"))
+
+
+def test_warnings_raise_inside_and_are_restored_after_threads() -> None:
+    before = list(warnings.filters)
+    inside, leave = threading.Event(), threading.Event()
+
+    def stay() -> None:
+        with guard.warnings_raise:
+            inside.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=stay)
+    thread.start()
+    assert inside.wait(10)
+    with guard.warnings_raise:
+        leave.set()
+        thread.join()
+        with pytest.raises(UserWarning, match="lost pixels"):
+            warnings.warn("lost pixels", UserWarning, stacklevel=1)
+        warnings.warn("Metadata Warning, tag 1", UserWarning, stacklevel=1)  # harmless: silent
+    assert list(warnings.filters) == before
+
+
+def test_a_large_photograph_below_the_limit_is_read_without_a_warning() -> None:
+    data = corpus.png(10_000, 9_000, 1, 0, b"\0" * (1251 * 9000))  # 90 Mpx: Pillow alone would warn
+    assert header(data).width == 10_000
+
+
+def test_without_tifffile_the_reason_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def fake(name: str, *args: Any, **options: Any) -> Any:
+        if name == "tifffile":
+            raise ImportError(name)
+        return real(name, *args, **options)
+
+    monkeypatch.setattr(builtins, "__import__", fake)
+    monkeypatch.delitem(sys.modules, "tifffile")
+    with pytest.raises(BadImage, match=r"barlow\[tiff\]"):
+        decode(ODD["13 bands"][0])
+    assert decode(ODD["16-bit tiff"][0]).dtype == np.uint16  # Pillow can
+
+
+def test_truncated_bands_are_refused() -> None:
+    data = ODD["13 bands of 16 bits, planes"][0]
+    with pytest.raises(BadImage, match="truncated"):
+        decode(data[:-100])

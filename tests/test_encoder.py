@@ -1,0 +1,144 @@
+"""The encoder folder: opened by timm without us, loaded by us with its preprocessing, refused when it is hostile."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_data_config
+
+from barlow import embed, load_encoder
+from barlow.encoder import save_encoder
+from barlow.errors import UserError
+from barlow.network import build_encoder, model_arguments
+
+ARGS = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 16], "stem_chs": 8}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("encoder"), channels=3)
+
+
+def write(path: Path, channels: int) -> Path:
+    model = build_encoder("resnetv2_18", ARGS, channels=channels, size=32, pretrained=False)
+    for buffer in model.buffers():  # running statistics that are not those of a fresh network
+        if buffer.is_floating_point():
+            buffer.uniform_(0.5, 1.5)
+    save_encoder(path, model, name="resnetv2_18", arguments=model_arguments("resnetv2_18", ARGS, channels, 32), size=32,
+                 mean=[0.1 * (i + 1) for i in range(channels)], std=[0.2] * channels,
+                 origin={"images": "test"})  # fmt: skip
+    return path
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.filterwarnings("ignore:Pretrained (mean|std)")
+def test_timm_opens_the_folder_and_gives_the_same_features(tmp_path: Path, channels: int) -> None:
+    path = write(tmp_path, channels)
+    ours, theirs = load_encoder(path), timm.create_model(f"local-dir:{path}", pretrained=True).eval()
+    x = torch.randn(2, channels, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(ours(x), theirs(x))
+    assert theirs.num_classes == 0
+    assert theirs.pretrained_cfg["input_size"] == (channels, 32, 32)
+
+
+def test_timms_own_preprocessing_is_ours(folder: Path) -> None:
+    """A square image resized by timm (Pillow, bicubic) and by us: equal but for the rounding of a pixel."""
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    transform = create_transform(**resolve_data_config({}, model=model))
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 50, 3), np.uint8)
+    theirs = transform(Image.fromarray(pixels))
+    ours = load_encoder(folder).preprocess([pixels])[0]
+    assert (ours - theirs).abs().max() <= 1.01 / 255 / 0.2
+
+
+def test_preprocess_takes_any_size_and_refuses_other_channels(folder: Path) -> None:
+    encoder = load_encoder(folder)
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (h, w, 3), np.uint8) for h, w in ((20, 30), (32, 32), (100, 7))]
+    x = encoder.preprocess(images)
+    assert x.shape == (3, 3, 32, 32)
+    assert torch.equal(x[1:2], encoder.preprocess(images[1:2]))  # what else is in the batch does not matter
+    assert encoder(x).shape == (3, encoder.features) == (3, 16)
+    with pytest.raises(ValueError, match=r"takes images \(h, w, 3\)"):
+        encoder.preprocess([images[0][:, :, :1]])
+
+
+def test_embed_gives_one_row_an_image(folder: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    keys, features = embed(folder, images, batch_size=2)
+    assert len(set(keys)) == 5
+    encoder = load_encoder(folder)
+    with torch.inference_mode():
+        expected = encoder(encoder.preprocess(list(images)))
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
+
+
+def changed(folder: Path, tmp_path: Path, **changes: Any) -> Path:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    config = json.loads((copy / "config.json").read_text())
+    config.update(changes)
+    (copy / "config.json").write_text(json.dumps(config))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"architecture": "hf-hub:evil/model"}, "not the name of a timm model"),
+        ({"architecture": "../../evil"}, "not the name of a timm model"),
+        ({"architecture": "resnet81"}, "timm knows no encoder"),
+        ({"architecture": 3}, "is damaged"),
+        ({"model_args": [1]}, "is damaged"),
+        ({"model_args": {"layers": [1, 1, 1, 1], "num_classes": 0}}, "cannot take|do not fit"),
+        ({"pretrained_cfg": {}}, "is damaged"),
+        ({"pretrained_cfg": {"input_size": [3, 32, 32], "mean": [0, 0, 0], "std": [1, 0, 1]}}, "is damaged"),
+        ({"pretrained_cfg": {"input_size": [3, 10**9, 10**9], "mean": [0, 0, 0], "std": [1, 1, 1]}}, "is damaged"),
+    ],
+)
+def test_hostile_or_damaged_config(folder: Path, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        load_encoder(changed(folder, tmp_path, **changes))
+
+
+def test_pretrained_paths_in_the_arguments_are_not_followed(folder: Path, tmp_path: Path) -> None:
+    """A config cannot make timm read another file: arguments of that name are dropped."""
+    config = json.loads((folder / "config.json").read_text())
+    config["model_args"]["pretrained_cfg"] = {"file": "/etc/passwd"}
+    config["model_args"]["pretrained"] = True
+    config["model_args"]["checkpoint_path"] = str(tmp_path / "evil.pth")
+    (tmp_path / "evil.pth").write_bytes(b"cos\nsystem\n(S'touch /tmp/evil'\ntR.")
+    with pytest.raises(UserError):
+        load_encoder(changed(folder, tmp_path, model_args=config["model_args"]))
+
+
+@pytest.mark.parametrize("damage", ["cut", "pickle", "nan", "missing"])
+def test_damaged_weights(folder: Path, tmp_path: Path, damage: str) -> None:
+    copy = changed(folder, tmp_path)
+    weights = copy / "model.safetensors"
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif damage == "pickle":
+        weights.write_bytes(b"\x80\x04\x95" + b"x" * 200)
+    elif damage == "nan":
+        data = bytearray(weights.read_bytes())
+        data[-4:] = np.float32("nan").tobytes()
+        weights.write_bytes(bytes(data))
+    else:
+        weights.unlink()
+    with pytest.raises(UserError):
+        load_encoder(copy)
+
+
+def test_folder_that_is_no_encoder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="neither a run folder with an encoder nor an encoder folder"):
+        load_encoder(tmp_path)

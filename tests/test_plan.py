@@ -1,0 +1,74 @@
+"""The automatic choices: sensible for what is found, overridden by what is given, each with a reason."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from barlow.config import Config
+from barlow.errors import UserError
+from barlow.plan import RULES, Findings, resolve
+
+SMALL = Findings(images=8000, height=28, width=28, channels=1, in_memory=True, mean=(0.3,), std=(0.3,), measured=1000,
+                 device="cpu", devices=1, cores=2, bfloat16=True)  # fmt: skip
+PHOTOS = dataclasses.replace(SMALL, images=100_000, height=375, width=500, channels=3, in_memory=False,
+                             mean=(0.5,) * 3, std=(0.2,) * 3)  # fmt: skip
+GPU = dataclasses.replace(PHOTOS, device="cuda", devices=4, cores=64)
+
+
+def test_everything_is_chosen_with_a_reason() -> None:
+    for found in (SMALL, PHOTOS, GPU):
+        config, choices = resolve(Config("a"), found)
+        assert all(choice.reason for choice in choices)
+        chosen = {choice.word for choice in choices}
+        assert {"encoder", "batch_size", "projector", "lambda", "lr", "views", "precision", "epochs"} <= chosen
+        assert all(getattr(config, name) is not None for name in RULES if name != "lr_bias")
+
+
+def test_what_is_given_stays() -> None:
+    given = Config("a", encoder="resnet18", lambda_=0.1, batch_size=64, views="natural", minutes=3, lr=0.5)
+    config, choices = resolve(given, SMALL)
+    for field in ("encoder", "lambda_", "batch_size", "views", "minutes", "lr"):
+        assert getattr(config, field) == getattr(given, field)
+    assert not {"encoder", "lambda", "batch_size", "views", "lr", "epochs"} & {choice.word for choice in choices}
+
+
+def test_size_and_network_follow_images_and_machine() -> None:
+    small, photos, gpu = (resolve(Config("a"), found)[0] for found in (SMALL, PHOTOS, GPU))
+    assert (small.image_size, photos.image_size, gpu.image_size) == (56, 64, 224)
+    assert (gpu.encoder, gpu.devices, gpu.workers) == ("resnet50", 4, 8)
+    assert (small.views, photos.views, gpu.views) == ("grayscale", "natural", "natural")
+    assert (small.workers, photos.workers) == (0, 1)
+
+
+def test_optimiser_follows_batch_and_architecture() -> None:
+    assert resolve(Config("a"), GPU)[0].optimizer == "adamw"
+    large, _ = resolve(Config("a", batch_size=2048), GPU)
+    assert (large.optimizer, large.lr, large.weight_decay, large.warmup) == ("lars", pytest.approx(1.6), 1.5e-6, 0.01)
+    assert large.lr_bias == pytest.approx(0.0048 / 32 * 8)  # the paper's, for the true gradient
+    vit, _ = resolve(Config("a", batch_size=2048, encoder="vit_small_patch16_224"), GPU)
+    assert (vit.optimizer, vit.lr) == ("adamw", 5e-4)
+
+
+@pytest.mark.parametrize(("images", "batch"), [(2, 2), (10, 2), (60, 8), (300, 64), (1200, 256), (10**6, 256)])
+def test_batch_fits_the_images(images: int, batch: int) -> None:
+    found = dataclasses.replace(SMALL, images=images)
+    if images == 2:
+        with pytest.raises(UserError, match="larger than the 0 images"):
+            resolve(Config("a"), found)
+    else:
+        assert resolve(Config("a"), found)[0].batch_size == batch
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"batch_size": 7900}, "batch_size = 7900 is larger than the 7,488 images"),
+        ({"channels": 3, "mean": (0.1,)}, "mean has 1 values for 3 channels"),
+        ({"twins": "unshared", "views": ({}, {}, {})}, "two views, not 3"),
+    ],
+)
+def test_settings_that_cannot_train(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        resolve(Config("a", **changes), SMALL)  # type: ignore[arg-type]
