@@ -19,8 +19,8 @@ RUN = ["--steps", "2", "--batch-size", "16", "--encoder", "resnetv2_18", "--imag
        "--encoder-args", '{"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8], "stem_chs": 8}', "--held-out", "8",
        "--precision", "float32", "--devices", "1", "--workers", "0"]  # fmt: skip
 
-OPTIONS = """--config --encoder --image-size --batch-size --projector --lambda --views --twins --epochs --steps --minutes
---optimizer --lr --precision --workers --devices --seed --checkpoint-every --time-limit --micro-batch --resume --dry-run
+OPTIONS = """--config --encoder --image-size --batch-size --projector --lambda --views --twins --epochs --steps
+--minutes --optimizer --lr --precision --workers --devices --seed --checkpoint-every --time-limit --micro-batch --resume --dry-run
 --out"""  # the names that the command line has promised to keep
 
 

@@ -115,8 +115,8 @@ def test_64_images_are_overfitted(tmp_path: Path) -> None:
 
 
 def test_golden_loss_curve(tiny: Make) -> None:
-    """Twenty steps of the loss, as they came out when this file was written; a changed draw, view, weight, loss, group or
-    schedule moves them by more than the 1 % that other processors and libraries may."""
+    """Twenty steps of the loss, as they came out when this file was written; a changed draw, view, weight, loss, group
+    or schedule moves them by more than the 1 % that other processors and libraries may."""
     run = pretrain(tiny(steps=20), quiet=True)
     golden = json.loads((Path(__file__).parent / "golden" / "loss.json").read_text())
     assert [line["loss"] for line in lines(run, "train")] == pytest.approx(golden["loss"], rel=0.01)

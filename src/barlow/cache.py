@@ -4,8 +4,8 @@ Raw pixels where they fit, so that a read is one copy out of the page cache; JPE
 named by what it was made from (paths, lengths and times of the files, size, rules), so it is used again by every run to
 which it applies, and never stale. The images keep their numbers; one that cannot be read stays a bad image.
 
-The file is read, not mapped: both copy out of the same page cache, at the same speed (``benchmarks/data.py``), but
-mapped pages count as the memory of every worker that touched them, and would grow over the first epoch.
+The file is read at a place, not mapped: both copy out of the same page cache, at the same speed (``benchmarks/data.py``),
+but mapped pages count as memory of every worker that touched them, which would seem to grow all through an epoch.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from PIL import Image
 
 from barlow.decode import RULE
 from barlow.guard import BadImage
-from barlow.images import Images
 from barlow.index import OK, WORDS, cores, in_threads, place
+from barlow.reading import Images, RawPixels
 from barlow.sources import modified
 from barlow.store import content_name, free_bytes, made, store_root
 
@@ -93,14 +93,16 @@ def cached(images: Images, size: int, form: str | None = None) -> Images:
         return images
     folder = made(plan.name, lambda temporary: _make(images, size, plan.form, temporary))
     rows = pq.read_table(folder / "rows.parquet").combine_chunks()
-    second = None if images.second is None else cached(images.second, size)
+    states = enumerate(rows["status"].to_pylist())
+    raw = RawPixels(bytes(folder / "pixels.bin"), rows["offset"].to_numpy(), {i: s for i, s in states if s != OK})
     return replace(
         images,
         kind=plan.form,
         root=bytes(folder),
         rows=rows,
         sizes=np.stack([rows["height"].to_numpy(), rows["width"].to_numpy()], 1).astype(np.int64),
-        second=second,
+        raw=raw if plan.form == "raw" else None,
+        second=None if images.second is None else cached(images.second, size),
     )
 
 

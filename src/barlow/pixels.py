@@ -81,8 +81,8 @@ def _colour(draws: Draws, m: Floats, d: Floats, full: float) -> tuple[Floats, Fl
 
 
 def _hue(turns: Floats) -> Floats:
-    """(n,) -> (n, 3, 3): the chroma plane of YIQ turned, luma and grays untouched."""
-    cos, sin = np.cos(2 * np.pi * turns), np.sin(2 * np.pi * turns)
+    """(n,) -> (n, 3, 3): the chroma plane of YIQ turned from red towards green, luma and grays untouched."""
+    cos, sin = np.cos(2 * np.pi * turns), -np.sin(2 * np.pi * turns)
     rotation = np.zeros((len(turns), 3, 3))
     rotation[:, 0, 0], rotation[:, 1, 1], rotation[:, 2, 2] = 1, cos, cos
     rotation[:, 1, 2], rotation[:, 2, 1] = -sin, sin

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from barlow.convert import convert
 from barlow.decode import decode
 from barlow.errors import DataError
 from barlow.guard import BadImage
-from barlow.index import OK, place, read_row
+from barlow.index import OK, read_row
 from barlow.sources import shown
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -33,6 +35,31 @@ class Bad(NamedTuple):
     image: int
     key: str
     reason: str
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class RawPixels:
+    """A prepared cache: ``file`` holds the pixels of image ``i`` from ``offsets[i]`` on; ``bad``: number → reason."""
+
+    file: bytes
+    offsets: IntArray
+    bad: dict[int, str]
+
+    def read(self, i: int, size: IntArray, channels: int, dtype: str) -> Array:
+        """Image ``i`` as it lies there, a fresh (h, w, c) array; raises BadImage."""
+        if i in self.bad:
+            raise BadImage(self.bad[i])
+        array = np.empty((*size.tolist(), channels), dtype)
+        if os.preadv(_handle(self.file), [array.data], int(self.offsets[i])) != array.nbytes:
+            raise BadImage("is cut off in the prepared cache")
+        return array
+
+
+@functools.cache
+def _handle(file: bytes) -> int:
+    """The open file, one a process: reading at a place moves nothing, so that forked workers may share it."""
+    return os.open(file, os.O_RDONLY)
 
 
 @final
@@ -59,6 +86,7 @@ class Images:
     labels: IntArray | None = None
     array: Array | None = None
     held: Held | None = None
+    raw: RawPixels | None = None
     passed_over: Counter[str] | None = None
     second: Images | None = None
 
@@ -75,8 +103,8 @@ class Images:
         i = int(i)
         if self.array is not None:
             return np.array(self.array[i])
-        if self.kind == "raw":
-            return self._raw(i)
+        if self.raw is not None:
+            return self.raw.read(i, self.sizes[i], self.channels, self.dtype)
         array = self.held[i] if self.held is not None else self.decoded(i, at_least)
         return convert(array, self.channels, self.dtype, self.value_range)
 
@@ -92,16 +120,6 @@ class Images:
         height, width = self.sizes[i]
         if array.shape[:2] != (height, width) and at_least is None:
             raise BadImage(f"is {array.shape[0]}×{array.shape[1]} now and was {height}×{width} when it was indexed")
-        return array
-
-    def _raw(self, i: int) -> Array:
-        """The pixels as they lie in a prepared cache, already of this data set's kind."""
-        if (status := self.rows["status"][i].as_py()) != OK:
-            raise BadImage(status)
-        array = np.empty((*self.sizes[i], self.channels), self.dtype)
-        file, offset, _ = place(self.rows, self.root, i)
-        if sources.read_into(array, file, offset) != array.nbytes:
-            raise BadImage("is cut off in the prepared cache")
         return array
 
     def read_or_replace(self, i: int, at_least: tuple[int, int] | None = None) -> tuple[Array, int, Bad | None]:

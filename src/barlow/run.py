@@ -62,7 +62,8 @@ def pretrain(
     """Trains on unlabelled images as ``config`` says; returns the run folder with the encoder and the report.
 
     ``images`` and ``views`` take the place of ``config.images`` and ``config.views`` from Python: arrays in memory,
-    rows of numbers or functions. A run that is already in the folder is continued to the bit; a complete one is left alone.
+    rows of numbers or functions. A run that is already in the folder is continued to the bit; a complete one is left
+    alone.
     ``dry_run`` prints the plan, with time and memory measured on a few steps, and stops.
     Raises UserError, DataError, NumbersError and Stopped, with the exit codes of ``barlow.errors``.
     """

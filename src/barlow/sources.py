@@ -13,9 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TypeVar
 
-import numpy as np
 import pyarrow as pa
 
 from barlow.errors import Stopped, UserError
@@ -169,16 +168,6 @@ def read_bytes(path: bytes, offset: int = 0, length: int = -1) -> bytes:
             raise BadImage(f"{wanted:,} bytes are over the limit of {BYTES_LIMIT:,}")
         file.seek(offset)
         return file.read(max(wanted, 0))
-
-    return with_file(path, read)
-
-
-def read_into(array: np.ndarray[Any, Any], path: bytes, offset: int) -> int:
-    """Fills the array with the bytes at ``offset`` of a file; returns how many there were. Raises BadImage."""
-
-    def read(file: IO[bytes], _: int) -> int:
-        file.seek(offset)
-        return file.readinto(array.data)  # type: ignore[attr-defined, no-any-return]
 
     return with_file(path, read)
 
