@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from barlow.images import Images
+
 Array = np.ndarray[Any, np.dtype[Any]]
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -205,3 +207,23 @@ def write(folder: Path, files: dict[str, bytes]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         (folder / name).write_bytes(data)
+
+
+def folder_of(path: Path, count: int = 12, **shape: int) -> list[Array]:
+    """``count`` PNG files 00.png … and their pixels."""
+    pictures = [picture(seed=k, **shape) for k in range(count)]
+    write(path, {f"{k:02}.png": encoded(array, "PNG") for k, array in enumerate(pictures)})
+    return pictures
+
+
+def same(images: Images, arrays: list[Array]) -> None:
+    assert len(images) == len(arrays)
+    for i, array in enumerate(arrays):
+        np.testing.assert_array_equal(images.read(i), array)
+        assert tuple(images.sizes[i]) == array.shape[:2]
+        assert images.channels == array.shape[2]
+        assert images.read(i).flags.writeable
+
+
+def keys(images: Images) -> list[str]:
+    return [images.key(i) for i in range(len(images))]

@@ -50,9 +50,9 @@ def slowly(image: np.ndarray, d: Draws, i: int, mean: np.ndarray, std: np.ndarra
     """`finish` of one image (s, s, c) in float64, one operation and one pixel row after the other."""
     x = image / 255.0 if image.dtype == np.uint8 else image.astype(float)
     s, _, c = x.shape
-    luma = LUMA if c == 3 else np.full(c, 1 / c)
+    luma, own_mean = LUMA, x.mean(axis=(0, 1))
     x = x * d.brightness[i]
-    x = d.contrast[i] * x + (1 - d.contrast[i]) * (x @ luma).mean()
+    x = d.contrast[i] * x + (1 - d.contrast[i]) * ((x @ luma).mean() if c == 3 else x.mean(axis=(0, 1)))
     if c == 3:
         x = d.saturation[i] * x + (1 - d.saturation[i]) * (x @ luma)[..., None]
         yiq = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
@@ -60,7 +60,7 @@ def slowly(image: np.ndarray, d: Draws, i: int, mean: np.ndarray, std: np.ndarra
         chroma = (re + 1j * im) * np.exp(-2j * math.pi * d.hue[i])
         x = np.stack([y, chroma.real, chroma.imag], axis=2) @ np.linalg.inv(yiq).T
         x = np.repeat((x @ luma)[..., None], 3, axis=2) if d.gray[i] else x
-    x = np.clip(x * d.gain[i] + d.offset[i], 0, 1)
+    x = np.clip(x * d.gain[i] + d.offset[i] * own_mean, 0, 1)
     if d.sigma[i] > 0:
         reach = min(d.reach, s - 1)
         k = np.exp(-0.5 * (np.arange(-reach, reach + 1) / d.sigma[i]) ** 2)
@@ -201,8 +201,17 @@ def test_gain_and_offset_are_of_a_channel():
     crops = texture(2, 20, 4, low=60, high=120)
     made = plain(crops, exactly(2, 4, gain=[1.0, 1.2, 0.5, 1.0], offset=[0.0, 0.0, 0.1, -0.1]))
     x = crops.permute(0, 3, 1, 2) / 255
-    expected = x * torch.tensor([1.0, 1.2, 0.5, 1.0])[:, None, None] + torch.tensor([0, 0, 0.1, -0.1])[:, None, None]
-    assert torch.allclose(made, expected, atol=1e-6)
+    shift = torch.tensor([0, 0, 0.1, -0.1])[:, None, None] * x.mean(dim=(2, 3), keepdim=True)
+    assert torch.allclose(made, x * torch.tensor([1.0, 1.2, 0.5, 1.0])[:, None, None] + shift, atol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [2, 13])
+def test_what_is_drawn_means_the_same_for_any_sensor(channels: int):
+    """Data in a twentieth of the range, as satellites', are changed exactly as the same data in the whole of it."""
+    crops = texture(6, 24, channels, high=60).float() / 255
+    view = PRESETS["many-channel"][0]
+    d = draw(view, 0, np.zeros(6, np.int64), np.arange(6), 0, np.full((6, 2), 24), channels)
+    assert torch.allclose(plain(crops / 20, d) * 20, plain(crops, d), atol=1e-6)
 
 
 def test_values_stay_in_their_range():
@@ -235,6 +244,15 @@ def test_an_image_is_the_same_in_any_company(preset: str, size: int, monkeypatch
     for chunk in (1, 1 << 40):
         monkeypatch.setattr(pixels, "CHUNK", chunk)
         assert torch.equal(plain(crops, d), whole)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("full", [1, 255])
+def test_the_crops_are_left_alone(channels: int, full: int):
+    crops = texture(4, 20, channels) if full == 255 else texture(4, 20, channels) / 255
+    before = crops.clone()
+    plain(crops, exactly(4, channels, sigma=1.0, solarize=0.3, brightness=0.5))
+    assert torch.equal(crops, before)
 
 
 def test_what_belongs_together_must_fit():

@@ -98,6 +98,7 @@ def test_workers_ignore_the_signals_and_can_be_ended() -> None:
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_a_forked_worker_leaves_no_note_and_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     with StopRequest() as stop:
         child = os.fork()

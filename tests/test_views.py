@@ -87,6 +87,17 @@ def test_strengths_are_uniform_and_jitter_is_all_or_nothing():
     assert np.abs(together - np.eye(5)).max() < DEVIATIONS / math.sqrt(jitter.sum())
 
 
+def test_every_draw_is_independent_of_every_other():
+    often = {"flip": 0.5, "flip_vertical": 0.5, "turn": 0.75, "jitter": 1, "gray": 0.5, "blur": 0.5, "solarize": 0.5}
+    ranges = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1, "gain": 0.2, "offset": 0.1}
+    d = drawn(View(crop=(0.3, 0.6), **often, **ranges), size=(400, 400))
+    share = d.box[:, :2] / (401 - d.box[:, 2:])  # where in the room that the box leaves
+    columns = [*share.T, d.box[:, 2], d.flip, d.flip_vertical, d.turn % 2, d.turn // 2, d.gray, d.sigma > 0]
+    columns += [np.isfinite(d.solarize), d.brightness, d.contrast, d.saturation, d.hue, *d.gain.T, *d.offset.T]
+    gap = np.corrcoef(np.array(columns, float)) - np.eye(len(columns))
+    assert np.abs(gap).max() < DEVIATIONS / math.sqrt(N)
+
+
 def test_without_three_channels_there_is_no_colour():
     for channels in (1, 2, 4, 13):
         d = drawn(PRESETS["natural"][0], 100, channels=channels)
@@ -210,6 +221,9 @@ def test_any_number_of_views():
         ({"sigma": (0.0, 2.0)}, "sigma is"),
         ({"sigma": (1.0,)}, "sigma is"),
         ({"threshold": 128}, "threshold is 128"),
+        ({"flip": "often"}, "flip is often"),  # as a TOML file may say
+        ({"crop": 0.5}, "crop is 0.5; it needs two numbers"),
+        ({"crop": ("small", "large")}, "crop is"),
     ],
 )
 def test_a_view_that_cannot_be_is_refused(wrong: dict, words: str):

@@ -4,14 +4,16 @@ Raw pixels where they fit, so that a read is one copy out of the page cache; JPE
 named by what it was made from (paths, lengths and times of the files, size, rules), so it is used again by every run to
 which it applies, and never stale. The images keep their numbers; one that cannot be read stays a bad image.
 
-The file is read at a place, not mapped: both copy out of the same page cache, at the same speed (``benchmarks/data.py``),
-but mapped pages count as memory of every worker that touched them, which would seem to grow all through an epoch.
+The file is read at a place, not mapped: both copy out of the same page cache at the same speed
+(``benchmarks/data.py``), but mapped pages count as memory of every worker that touched them, which would seem to grow
+all through an epoch.
 """
 
 from __future__ import annotations
 
 import io
 import math
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from barlow.decode import RULE
 from barlow.guard import BadImage
 from barlow.index import OK, WORDS, cores, in_threads, place
 from barlow.reading import Images, RawPixels
-from barlow.sources import modified
+from barlow.sources import size_and_time
 from barlow.store import content_name, free_bytes, made, store_root
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -34,8 +36,8 @@ IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
 MARGIN = 1.15  # short side of a prepared image over that of the crop
 LAYOUT = 1  # of the folder; raise it whenever what is written changes
-QUALITY = 95  # JPEG, colour at full resolution
-JPEG_SHARE = 0.25  # of the raw bytes, a cautious estimate for that quality
+QUALITY = 90  # JPEG, with its usual halved colour: files are smaller and read faster, and most sources had that before
+JPEG_SHARE = 0.2  # of the raw bytes, a cautious estimate for that quality
 DISK_SHARE = 0.5  # of the free disk that a cache may take
 
 
@@ -123,18 +125,20 @@ def _make(images: Images, size: int, form: str, folder: Path) -> str:
     sizes, files = prepared_sizes(images.sizes, size), _files(images)
     offsets, lengths, states = np.zeros(len(images), np.int64), np.zeros(len(images), np.int64), [OK] * len(images)
 
-    def prepare(i: int) -> tuple[bytes, str, int]:
-        time = int(files[i, 1]) if images.kind == "table" else modified(place(images.rows, images.root, i)[0])
+    def prepare(i: int) -> tuple[bytes, str]:
+        file, _, length = place(images.rows, images.root, i)
+        if length < 0:  # a file of its own may have changed since the index was made
+            files[i] = size_and_time(Path(os.fsdecode(file)))
         height, width = (int(side) for side in sizes[i])
         try:
             array = shrink(images.read(i, (height, width)), height, width)
         except BadImage as bad:
-            return b"", bad.reason, time
-        return (array.tobytes() if form == "raw" else _jpeg(array)), OK, time
+            return b"", bad.reason
+        return (array.tobytes() if form == "raw" else _jpeg(array)), OK
 
     with (folder / "pixels.bin").open("wb") as out:
         what = f"preparing images for {size}-pixel crops"
-        for i, (data, states[i], files[i, 1]) in enumerate(in_threads(prepare, len(images), what, cores(), 8)):
+        for i, (data, states[i]) in enumerate(in_threads(prepare, len(images), what, cores(), 8)):
             offsets[i], lengths[i] = out.tell(), out.write(data)
     rows = {
         "path": images.rows["path"],
@@ -173,5 +177,5 @@ def shrink(array: Array, height: int, width: int) -> Array:
 def _jpeg(array: Array) -> bytes:
     out = io.BytesIO()
     image = Image.fromarray(array if array.shape[2] == 3 else array[:, :, 0])
-    image.save(out, "JPEG", quality=QUALITY, subsampling=0)
+    image.save(out, "JPEG", quality=QUALITY)
     return out.getvalue()

@@ -96,6 +96,55 @@ def embed(run: Path, images: str, /, *, output: Annotated[Path, Parameter(name=[
 
 
 @app.command
+def views(
+    images: str,
+    /,
+    *,
+    output: Annotated[Path, Parameter(name=["--output", "-o"])],
+    views: str | None = None,
+    image_size: int | None = None,
+    channels: int | None = None,
+    seed: int | None = None,
+    count: int = 8,
+) -> None:
+    """Draw a contact sheet of a few images and their random views, before any training.
+
+    What is shown is what a run with the same settings draws in its first epoch.
+
+    Args:
+        images: Anything that pretrain takes.
+        output: FILE.png.
+        views: As in pretrain.
+        image_size: As in pretrain.
+        channels: As in pretrain.
+        seed: As in pretrain.
+        count: Number of images.
+    """
+    from barlow.preview import show_views
+
+    config = Config(images, views=views, image_size=image_size, channels=channels, seed=seed)
+    print(show_views(config, output, count))
+
+
+@app.command
+def check(images: str, /, *, split: tuple[str, ...] = (), json: bool = False) -> None:
+    """Look at a pile of images before training: unreadable, tiny, constant, duplicate, leaking; what would be chosen.
+
+    Exit code 3 when they cannot be trained on.
+
+    Args:
+        images: Anything that pretrain takes.
+        split: Other images, such as a test set, that should share none with these. May be repeated.
+        json: Print the report as JSON.
+    """
+    from barlow.preview import check_images
+
+    text, usable = check_images(images, split, json)
+    print(text)
+    sys.exit(0 if usable else DataError.exit_code)
+
+
+@app.command
 def report(run: Path, /) -> None:
     """Draw the single-file report of a run again.
 

@@ -28,12 +28,12 @@ class Draws:
     flip_vertical: NDArray[np.bool_]  # (n,) top becomes bottom
     turn: NDArray[np.int64]  # (n,) quarter turns counter-clockwise, 0 to 3, after the flips
     brightness: Floats  # (n,) factor, 1 = as it was
-    contrast: Floats  # (n,) factor of the distance from the image's mean gray
+    contrast: Floats  # (n,) factor of the distance from the crop's mean gray; from a channel's mean if not RGB
     saturation: Floats  # (n,) factor of the distance from the pixel's gray
     hue: Floats  # (n,) in full turns of the colour circle
     gray: NDArray[np.bool_]  # (n,)
     gain: Floats  # (n, channels) factor
-    offset: Floats  # (n, channels) in units of the full range
+    offset: Floats  # (n, channels) in units of the channel's mean over the crop
     sigma: Floats  # (n,) of the blur, in pixels of the crop; 0 = not blurred
     solarize: Floats  # (n,) inverted from this share of the full range on; inf = not solarised
     reach: int  # radius of the blur's kernel in pixels, the same for every image of a view

@@ -8,6 +8,8 @@ Philox is a bijection for each key, two addresses never share a block. The order
 
 from __future__ import annotations
 
+from math import isqrt
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -68,8 +70,7 @@ def order(seed: int, epoch: IntArray | int, length: int, positions: IntArray) ->
     epochs, which = np.unique(np.broadcast_to(np.asarray(epoch, np.int64), positions.shape), return_inverse=True)
     words = _blocks(seed, epochs, np.zeros_like(epochs), ORDER, np.arange(ROUNDS // 2, dtype=np.uint64))
     keys = np.concatenate([words[0] << HALF | words[1], words[2] << HALF | words[3]], axis=1)[which]
-    side = max(SMALLEST_SIDE, int(np.ceil(np.sqrt(length))))
-    side += side * side < length  # the root of a large length may have been rounded down
+    side = max(SMALLEST_SIDE, isqrt(length - 1) + 1)
     found = positions.astype(np.uint64)
     outside = np.arange(len(found))
     while len(outside):  # a cycle that starts inside comes back inside, so this ends

@@ -20,7 +20,7 @@ Blocks are sized to stay in cache: Â is never stored, it is made again from z w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -58,68 +58,63 @@ def cheaper(rows: int, dim: int, views: int = 2, world: int = 1, halves: bool = 
 def gram(z: Sequence[Tensor], dtype: torch.dtype) -> Forward:
     """Forward pass over all N rows and the d columns of this process, (N, d) each; V·N²·D/2 multiplications."""
     views, (rows, dim) = len(z), z[0].shape
-    pairs = list(combinations(range(views), 2))
     kernels = z[0].new_zeros((views, rows, rows), dtype=dtype)
-    mean, scale = z[0].new_empty((2, views, dim), dtype=dtype)
-    diagonal = z[0].new_empty((len(pairs), dim), dtype=dtype)
+    panels = _panels(kernels)
+    mean, scale = z[0].new_empty((views, dim), dtype=dtype), z[0].new_empty((views, dim), dtype=dtype)
+    diagonal = z[0].new_empty((views * (views - 1) // 2, dim), dtype=dtype)
     blocks = _Blocks(z, rows, dim, dtype)
     for block in blocks.along:
-        parts = [view[:, block] for view in z]
-        hat, spare = blocks.columns(block, 0), blocks.columns(block, 1)
-        mean[:, block], scale[:, block] = _moments(parts, rows, hat, spare, lambda sums: sums)
-        hat.mul_(scale[:, None, block])
-        for k, (a, b) in enumerate(pairs):
-            diagonal[k, block] = torch.mul(hat[a], hat[b], out=spare[0]).sum(0)
-        add_gram(kernels, hat)
-    ranks.sum_(_mirror(kernels))
+        hat, spare, _ = blocks.columns(block)
+        hats = _normalise([view[:, block] for view in z], hat, spare, mean[:, block], scale[:, block])
+        for k, (a, b) in enumerate(combinations(hats, 2)):
+            torch.mean(torch.mul(a, b, out=spare[0]), 0, out=diagonal[k, block])
+        add_gram(kernels, hat, panels)
+    _mirror(kernels, panels)
+    ranks.sum_(kernels)
     others = kernels.flip(0) if views == 2 else kernels.sum(0) - kernels
-    squares = torch.sum(kernels.mul_(others), dtype=_wide(kernels)) / (2 * rows * rows)
+    squares = torch.sum(kernels.mul_(others), dtype=_wide(kernels)).div_(2 * rows * rows)
     # Σ_b K_b Â_v is mostly a multiple of Â_v (K_b is mostly D·I), which the step through the standardisation projects
     # out. Taking that multiple away beforehand spares the cancellation: sqrt(D/N) in accuracy, free of charge.
     on_diagonal = others.diagonal(dim1=1, dim2=2)
     kappa = on_diagonal.mean(1, keepdim=True)
     on_diagonal.sub_(kappa)
-    return Forward(mean, scale, diagonal.div_(rows), squares, others, kappa)
+    return Forward(mean, scale, diagonal, squares, others, kappa)
 
 
 def gram_gradient(z: Sequence[Tensor], saved: Forward, lambda_: float, gain: Tensor) -> list[Tensor]:
     """``gain`` · ∂L/∂z, (N, d) in the dtype of each z; V·N²·D multiplications."""
-    views, (rows, dim) = len(z), z[0].shape
-    alpha = gain * (2 * lambda_ / (rows * rows * len(saved.diagonal)))
-    products = saved.products * alpha
-    square = saved.scale.square()  # Ŷ = w ⊙ Â is used for Â, so that the product comes out multiplied by w
-    cross = _cross(saved.diagonal, saved.scale, gain, rows, 1 - lambda_)
-    cross /= saved.scale
-    lift = EPS * alpha * saved.kappa * square  # κÂ is projected out but for what eps took from Â
-    shrink = -1.0 / (rows * square)
+    rows, dim = z[0].shape
+    alpha = 2 * lambda_ / (rows * rows * len(saved.diagonal))
+    cross = _cross(saved.diagonal, rows, 1 - lambda_)
+    factor = saved.scale * gain
+    left = saved.scale.square().mul_(saved.kappa * (alpha * EPS))  # what the projection leaves of κÂ, thanks to eps
     gradients = [torch.empty_like(view) for view in z]
     blocks = _Blocks(z, rows, dim, saved.mean.dtype)
     for block in blocks.along:
-        hat, product, spare = (blocks.columns(block, room) for room in range(3))
-        _centre([view[:, block] for view in z], saved.mean[:, block], hat)
-        hat.mul_(square[:, None, block])
-        _combine(hat, cross[..., block], product)
-        add_product(product, products, hat)
-        own = torch.mul(hat, product, out=spare).sum(1).mul_(shrink[:, block]).add_(lift[:, block])
-        for gradient, *factors in zip(gradients, product, hat, own, strict=True):
-            torch.addcmul(*factors, out=gradient[:, block])
+        hat, g, spare = blocks.columns(block)
+        _standardise([view[:, block] for view in z], saved.mean[:, block], saved.scale[:, block], hat)
+        _combine(hat, cross[:, block], g)
+        add_product(g, saved.products, hat, alpha)
+        own = left[:, block] - torch.mul(hat, g, out=spare).mean(1)
+        _finish(g, hat, own, factor[:, block], [gradient[:, block] for gradient in gradients])
     return gradients
 
 
 def correlation(z: Sequence[Tensor], total: int, dtype: torch.dtype) -> Forward:
     """Forward pass over all columns and the n rows of this process, of ``total``; P·N·D² multiplications."""
     views, (rows, dim) = len(z), z[0].shape
-    mean, scale = z[0].new_empty((2, views, dim), dtype=dtype)
+    mean, scale = z[0].new_ones((2, views, dim), dtype=dtype)
     blocks = _Blocks(z, rows, dim, dtype)
-    for block in blocks.along:
-        hat, spare = blocks.columns(block, 0), blocks.columns(block, 1)
-        parts = [view[:, block] for view in z]
-        mean[:, block], scale[:, block] = _moments(parts, total, hat, spare, ranks.sum_)
+    for block in blocks.along if rows else ():
+        hat, spare, _ = blocks.columns(block)
+        _normalise([view[:, block] for view in z], hat, spare, mean[:, block], scale[:, block])
+    if ranks.world_size() > 1:
+        mean, scale = _join(mean, scale, rows, total)
     products = correlations(z, total, mean, scale, list(combinations(range(views), 2)))
     on_diagonal = products.diagonal(dim1=1, dim2=2)
     diagonal = on_diagonal.clone()
     on_diagonal.zero_()  # so that the redundancy is a sum and not a difference
-    squares = torch.stack([torch.sum(c.square(), dtype=_wide(c)) for c in products]).sum()
+    squares = torch.sum(products.square(), dtype=_wide(products))
     return Forward(mean, scale, diagonal, squares, products, kappa=mean.new_zeros((views, 1)))
 
 
@@ -131,9 +126,8 @@ def correlations(
     products = mean.new_zeros((len(pairs), dim, dim))
     blocks = _Blocks(z, dim, rows, mean.dtype)
     for block in blocks.along:
-        hat = blocks.rows(block, 0)
-        _centre([view[block] for view in z], mean, hat)
-        hat.mul_(scale.unsqueeze(1))
+        hat, _, _ = blocks.rows(block)
+        _standardise([view[block] for view in z], mean, scale, hat)
         for product, (a, b) in zip(products, pairs, strict=True):
             add_product(product, hat[a].T, hat[b], alpha=1 / total)
     return ranks.sum_(products)
@@ -141,29 +135,27 @@ def correlations(
 
 def correlation_gradient(z: Sequence[Tensor], total: int, saved: Forward, lambda_: float, gain: Tensor) -> list[Tensor]:
     """``gain`` · ∂L/∂z, (n, D) in the dtype of each z; 2·P·N·D² multiplications, nothing travels."""
-    views, (rows, dim) = len(z), z[0].shape
+    rows, dim = z[0].shape
+    alpha = 2 * lambda_ / (total * len(saved.diagonal))
+    cross = _cross(saved.diagonal, total, 1.0)
     factor = saved.scale * gain
-    weight = 2 * lambda_ / (total * len(saved.diagonal))
-    cross = _cross(saved.diagonal, saved.scale, gain, total, 1.0)
-    own = torch.zeros_like(factor)  # -w ⊙ mean(Â ⊙ g), which C holds already
-    right: list[list[tuple[int, Tensor]]] = [[] for _ in z]  # for every view v its b and C_vbᵀ, multiplied by w_v
-    pairs = combinations(range(views), 2)
-    for (a, b), c, on_diagonal in zip(pairs, saved.products, saved.diagonal, strict=True):
-        squared = c.square()
+    own = torch.zeros_like(factor)  # -mean(Â ⊙ g), which C holds already
+    right: list[list[tuple[int, Tensor]]] = [[] for _ in z]  # for every view v its b and C_vbᵀ
+    for k, (a, b) in enumerate(combinations(range(len(z)), 2)):
+        c, squared, on_diagonal = saved.products[k], saved.products[k].square(), cross[k] * saved.diagonal[k]
         for v, other, matrix, sums in ((a, b, c.T, squared.sum(1)), (b, a, c, squared.sum(0))):
-            own[v].addcmul_(cross[v, other], on_diagonal, value=-1.0).addcmul_(factor[v], sums, value=-weight)
-            right[v].append((other, matrix * (factor[v] * weight)))
+            own[v].sub_(on_diagonal).sub_(sums, alpha=alpha)
+            right[v].append((other, matrix))
     gradients = [torch.empty_like(view) for view in z]
     blocks = _Blocks(z, dim, rows, saved.mean.dtype)
     for block in blocks.along:
-        hat, product = blocks.rows(block, 0), blocks.rows(block, 1)
-        _centre([view[block] for view in z], saved.mean, hat)
-        hat.mul_(saved.scale.unsqueeze(1))
-        _combine(hat, cross, product)
-        for v, gradient in enumerate(gradients):
-            for b, matrix in right[v]:
-                add_product(product[v], hat[b], matrix)
-            torch.addcmul(product[v], hat[v], own[v], out=gradient[block])
+        hat, g, _ = blocks.rows(block)
+        _standardise([view[block] for view in z], saved.mean, saved.scale, hat)
+        _combine(hat, cross, g)
+        for v, terms in enumerate(right):
+            for b, matrix in terms:
+                add_product(g[v], hat[b], matrix, alpha)
+        _finish(g, hat, own, factor, [gradient[block] for gradient in gradients])
     return gradients
 
 
@@ -172,71 +164,82 @@ def add_product(out: Tensor, left: Tensor, right: Tensor, alpha: float = 1.0) ->
     (out.addmm_ if out.ndim == 2 else out.baddbmm_)(left, right, alpha=alpha)
 
 
-def add_gram(kernels: Tensor, hat: Tensor) -> None:
-    """``kernel += hat @ hat.T``, on the CPU in panels on and below the diagonal: little more than half the work."""
-    panels = _panels(kernels)
+def add_gram(kernels: Tensor, hat: Tensor, panels: Sequence[slice]) -> None:
+    """``kernels += hat @ hat.mT`` on and below the diagonal, panel by panel."""
     if len(panels) == 1:
         add_product(kernels, hat, hat.mT)
         return
-    for kernel, view in zip(kernels, hat, strict=True):
+    for kernel, view in zip(kernels.unbind(), hat.unbind(), strict=True):
         for panel in panels:
             add_product(kernel[panel, : panel.stop], view[panel], view[: panel.stop].T)
 
 
 def _panels(kernels: Tensor) -> list[slice]:
-    """Row panels of the lower triangle; one panel (the full product) where there is little to save or launches cost."""
+    """Row panels of a symmetric product: little more than half the work in eight of them.
+
+    One panel, the full product, where there is little to save or where a launch costs more than the work.
+    """
     rows = kernels.shape[1]
     step = rows if kernels.device.type != "cpu" else max(64, -(-rows // 8))
     return [slice(top, min(top + step, rows)) for top in range(0, rows, step)]
 
 
-def _mirror(kernels: Tensor) -> Tensor:
-    """Copies the panels below the diagonal to the other side."""
-    for panel in _panels(kernels)[1:]:
+def _mirror(kernels: Tensor, panels: Sequence[slice]) -> None:
+    for panel in panels[1:]:
         kernels[:, : panel.start, panel] = kernels[:, panel, : panel.start].mT
-    return kernels
 
 
-def _moments(
-    parts: Sequence[Tensor], total: int, hat: Tensor, spare: Tensor, add: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Mean and w of every column, (V, d) each; leaves the centred parts in ``hat``. ``add`` sums over processes.
+def _normalise(
+    parts: Sequence[Tensor], hat: Tensor, spare: Tensor, mean: Tensor, scale: Tensor
+) -> tuple[Tensor, ...]:
+    """Â of parts (n, d) that hold all rows, into ``hat``, with mean and w of every column, by PyTorch's BatchNorm.
 
-    Sums are taken of differences from the first row, and put together in float64: the mean of a constant column is that
-    constant, to the bit, however large, and its variance zero.
+    Counted from the first row, so that a constant column has exactly that mean and variance 0, however large it is.
     """
-    first = torch.stack([part[:1].sum(0, dtype=_wide(hat)) for part in parts])
-    for part, difference in zip(parts, hat, strict=True):
-        torch.sub(part, part[:1], out=difference)
-    mean = add(first.mul_(hat.shape[1]).add_(hat.sum(1))).div_(total).to(hat.dtype)
-    _centre(parts, mean, hat)
-    variance = add(torch.mul(hat, hat, out=spare).sum(1)).div_(total)
-    return mean, variance.add_(EPS).rsqrt_()
+    hats = hat.unbind()
+    for part, shifted, *out in zip(parts, spare.unbind(), hats, mean.unbind(), scale.unbind(), strict=True):
+        torch.sub(part, part[:1], out=shifted)
+        torch.native_batch_norm(shifted, None, None, None, None, True, 0.0, EPS, out=out)
+        out[1].add_(part[0])
+    return hats
 
 
-def _centre(parts: Sequence[Tensor], mean: Tensor, hat: Tensor) -> None:
-    for part, centred, m in zip(parts, hat, mean, strict=True):
+def _join(mean: Tensor, scale: Tensor, rows: int, total: int) -> tuple[Tensor, Tensor]:
+    """Mean and w over ``total`` rows from those of each process; 1/w² = variance + eps joins as a variance does."""
+    share = rows / total
+    whole = ranks.sum_(mean.to(_wide(mean)) * share).to(mean.dtype)
+    return whole, ranks.sum_((scale.pow(-2) + (mean - whole).square_()).mul_(share)).rsqrt_()
+
+
+def _standardise(parts: Sequence[Tensor], mean: Tensor, scale: Tensor, hat: Tensor) -> None:
+    for part, centred, m in zip(parts, hat.unbind(), mean.unbind(), strict=True):
         torch.sub(part, m, out=centred)
+    hat.mul_(scale.unsqueeze(1))
 
 
-def _cross(diagonal: Tensor, scale: Tensor, gain: Tensor, rows: int, share: float) -> Tensor:
-    """The weight of Â_b in ∂L/∂z_v, (V, V, d). ``share``: 1-λ where the products hold the diagonal of C, else 1."""
-    views, dim = scale.shape
-    cross = scale.new_zeros((views, views, dim))
-    weights = (diagonal * (2 * share)).sub_(2.0).mul_(gain / (rows * len(diagonal)))
-    for (a, b), weight in zip(combinations(range(views), 2), weights, strict=True):
-        torch.mul(weight, scale[a], out=cross[a, b])
-        torch.mul(weight, scale[b], out=cross[b, a])
-    return cross
+def _cross(diagonal: Tensor, rows: int, share: float) -> Tensor:
+    """Weight of Â_b in g_a and of Â_a in g_b, (P, d). ``share``: 1-λ if the products hold the diagonal of C, else 1."""
+    unit = 2.0 / (rows * len(diagonal))
+    return (diagonal * (share * unit)).sub_(unit)
 
 
 def _combine(hat: Tensor, cross: Tensor, out: Tensor) -> None:
-    """``out[v] = Σ_{b≠v} cross[v, b] ⊙ hat[b]``."""
-    for v, mixed in enumerate(out):
-        first, *rest = (b for b in range(len(hat)) if b != v)
-        torch.mul(hat[first], cross[v, first], out=mixed)
-        for b in rest:
-            mixed.addcmul_(hat[b], cross[v, b])
+    """``out[v] = Σ_{b≠v} cross_vb ⊙ Â_b``."""
+    hats, sums, fresh = hat.unbind(), out.unbind(), set(range(len(hat)))
+    for weight, (a, b) in zip(cross.unbind(), combinations(range(len(hats)), 2), strict=True):
+        for v, other in ((a, b), (b, a)):
+            if v in fresh:
+                torch.mul(hats[other], weight, out=sums[v])
+                fresh.discard(v)
+            else:
+                sums[v].addcmul_(hats[other], weight)
+
+
+def _finish(g: Tensor, hat: Tensor, own: Tensor, factor: Tensor, gradients: Sequence[Tensor]) -> None:
+    """``factor ⊙ (g + own ⊙ Â)``, rounded to the dtypes of the gradients."""
+    g.addcmul_(hat, own.unsqueeze(1))
+    for gradient, whole, scale in zip(gradients, g.unbind(), factor.unbind(), strict=True):
+        torch.mul(whole, scale, out=gradient)
 
 
 class _Blocks:
@@ -247,17 +250,21 @@ class _Blocks:
         width = max(256, budget // max(1, len(z) * across))
         width = max(1, -(-along // max(1, -(-along // width))))
         self.along = [slice(start, min(start + width, along)) for start in range(0, along, width)]
-        self._across, self._room = across, z[0].new_empty((3, len(z), across * width), dtype=dtype)
+        self._across, self._like = across, z[0].new_empty((3, len(z), 0, 0), dtype=dtype)
+        self._rooms = self._like.unbind()
 
-    def columns(self, block: slice, room: int) -> Tensor:
-        """(V, across, width of the block)."""
-        width = block.stop - block.start
-        return self._room[room, :, : self._across * width].view(-1, self._across, width)
+    def columns(self, block: slice) -> tuple[Tensor, ...]:
+        """Three tensors (V, across, width of the block)."""
+        return self._cut(self._across, block.stop - block.start)
 
-    def rows(self, block: slice, room: int) -> Tensor:
-        """(V, width of the block, across)."""
-        width = block.stop - block.start
-        return self._room[room, :, : self._across * width].view(-1, width, self._across)
+    def rows(self, block: slice) -> tuple[Tensor, ...]:
+        """Three tensors (V, width of the block, across)."""
+        return self._cut(block.stop - block.start, self._across)
+
+    def _cut(self, n: int, d: int) -> tuple[Tensor, ...]:
+        if self._rooms[0].shape[1:] != (n, d):
+            self._rooms = self._like.new_empty((3, self._like.shape[1], n, d)).unbind()
+        return self._rooms
 
 
 def _wide(like: Tensor) -> torch.dtype:

@@ -94,10 +94,10 @@ def measure(z: ArrayLike, z_b: ArrayLike | None = None) -> dict[str, float]:
         "self_cluster": self_cluster(s),
         "duplicate_neighbour_rate": duplicate_neighbour_rate(s),
         "occupancy": occupancy(s),
-        "modes": float(tightest.count),
+        "modes": float(tightest.groups),
         "modes_within": tightest.within,
     }
-    if values["duplicate_dimensions"] >= 0.3:  # seldom, and costly
+    if values["duplicate_dimensions"] >= 0.5:  # seldom, and costly
         values["forced_duplicates"] = forced_duplicates(s)
     if z_b is not None:
         a, b = paired(s, _rows(z_b))

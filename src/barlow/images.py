@@ -20,7 +20,7 @@ from barlow import index as tables
 from barlow.arrays import Held
 from barlow.convert import choose, convert, find_range, misfit
 from barlow.decode import RULE, mode_kind
-from barlow.errors import UserError
+from barlow.errors import DataError, UserError
 from barlow.find import find, root_of
 from barlow.guard import BadImage
 from barlow.reading import Array, Bad, Images
@@ -50,7 +50,9 @@ def open_images(
 
     ``channels``: None decides from the data: 1 where all images are grey, 3 where grey and colour meet, else what most
     have. ``index``: an index that ``write_index`` wrote; the images are then those of that table, as they were read
-    then, whatever the folder holds by now. ``value_range``: of float images, that of an earlier run. Raises UserError.
+    then, whatever the folder holds by now. ``value_range``: of float images, that of an earlier run.
+
+    Raises UserError, and DataError where not one of many images can be read.
     """
     if channels is not None and channels < 1:
         raise UserError(f"channels must be 1 or more, not {channels}")
@@ -91,7 +93,10 @@ def _judged(found: Found, channels: int | None) -> tuple[pa.Table, Kind]:
     modes = tables.modes(table)
     if not modes:
         first = f"{shown(table['path'][0].as_py())}: {table['status'][0].as_py()}"
-        raise UserError(f"none of the {len(table):,} images in {name} can be read; the first, {first}")
+        gone = all(reason.startswith("cannot be read: No such file") for reason in table["status"].to_pylist())
+        mistake = gone or len(table) == 1  # a list read from the wrong place, or a file that was named
+        kind = UserError if mistake else DataError
+        raise kind(f"none of the {len(table):,} images in {name} can be read; the first, {first}")
     chosen, dtype = choose(modes)
     misfits = {mode: misfit(mode, channels or chosen) for mode in modes}
     if all(misfits.values()):

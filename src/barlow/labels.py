@@ -30,14 +30,14 @@ def labels_from_folders(images: Images) -> tuple[IntArray, list[str]]:
     return _numbered([first for first, _, _ in names])
 
 
-def labels_from_csv(path: Path, images: Images) -> tuple[IntArray, list[str]]:
-    """(int64 (n,), class names) by a CSV (or Parquet) table of paths and labels.
+def labels_from_csv(path: Path, images: Images, column: str | None = None) -> tuple[IntArray, list[str]]:
+    """(int64 (n,), class names) by a CSV (or Parquet) table of paths and labels, or what stands in another ``column``.
 
     A path is matched as a whole (relative to the source, or absolute below it), else by its file name where only one
     image has that. Classes are numbered in the order of their names (of their values where all are whole numbers).
     Raises UserError when an image has no label or a row belongs to no image.
     """
-    given = _given(path)
+    given = _given(path, column)
     keys = [images.key(i) for i in range(len(images))]
     by_key = {key: i for i, key in enumerate(keys)}
     bases = Counter(PurePosixPath(key).name for key in keys)
@@ -62,14 +62,14 @@ def labels_from_csv(path: Path, images: Images) -> tuple[IntArray, list[str]]:
     return _numbered([found[i] for i in range(len(keys))])
 
 
-def _given(path: Path) -> list[tuple[str, str]]:
+def _given(path: Path, column: str | None) -> list[tuple[str, str]]:
     """(path, label) of every row: the columns named so, else the first and the second."""
     table = read_table(path, all_columns=True)
     names = list(table)
     if len(names) < 2:
         raise UserError(f"{path} has {len(names)} column: it should have two, path and label")
     key = next((n for n in names if n.lower() in ("path", "file", "filename", "image", "key")), names[0])
-    value = next((n for n in names if n.lower() in ("label", "class", "target")), names[1])
+    value = column or next((n for n in names if n.lower() in ("label", "class", "target")), names[1])
     return list(zip((_printable(name) for name in table[key]), table[value], strict=True))
 
 

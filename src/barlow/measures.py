@@ -20,7 +20,7 @@ Floats: TypeAlias = NDArray[np.floating[Any]]
 DEAD = 1e-4  # a dimension whose deviation is below this share of the root mean square of all is constant
 COPY = 0.95  # |ρ| of two dimensions that say the same thing
 QUERIES = 128  # dimensions compared with all others; a share over 128 of them has a standard error of at most 0.04
-LARGE = 1 << 20  # numbers above which single precision is used: twice as fast, and exact enough for every measure
+LARGE = 1 << 19  # numbers above which single precision is used: twice as fast, and exact enough for every measure
 
 
 @final
@@ -36,7 +36,7 @@ class Sample:
             raise UserError(f"embeddings must have the shape (images ≥ 2, numbers ≥ 1); got {raw.shape}")
         if raw.dtype.kind not in "fiub":
             raise UserError(f"embeddings must be real numbers; got {raw.dtype}")
-        self.n, self.d = raw.shape
+        self.n, self.d = int(raw.shape[0]), int(raw.shape[1])
         largest = float(np.max(np.abs(raw.astype(np.float64) if raw.dtype.itemsize < 4 else raw)))
         if not np.isfinite(largest):
             raise UserError("embeddings hold numbers that are not finite: look for the first step with a NaN loss")
@@ -96,17 +96,18 @@ class Sample:
     def eigenvalues(self) -> Floats:
         """Eigenvalues of Cov Z, largest first, (room,), ≥ 0, in units of ``scale``²."""
         matrix = self.gram if self.d >= self.n else self.centred.T @ self.centred
-        return np.maximum(np.linalg.eigvalsh(matrix)[::-1][: self.room].astype(np.float64), 0.0) / self.n
+        values = np.linalg.eigvalsh(matrix)[::-1][: self.room].astype(np.float64)
+        return np.asarray(np.maximum(values, 0.0) / self.n)
 
     @cached_property
     def deviations(self) -> Floats:
         """Standard deviation of every dimension, (d,), in units of ``scale``."""
-        return np.sqrt(np.einsum("nd,nd->d", self.centred, self.centred) / self.n)
+        return np.asarray(np.sqrt(np.einsum("nd,nd->d", self.centred, self.centred) / self.n))
 
     @cached_property
     def alive(self) -> NDArray[np.bool_]:
         """Dimensions that are not constant, (d,)."""
-        return self.deviations > max(DEAD * np.sqrt(self.variance / self.d), 1e-12)
+        return np.asarray(self.deviations > max(DEAD * np.sqrt(self.variance / self.d), 1e-12))
 
     @property
     def variance(self) -> float:
@@ -129,7 +130,7 @@ class Sample:
 def spectrum(z: ArrayLike | Sample) -> Floats:
     """Eigenvalues λ of the covariance matrix, largest first: (min(n − 1, d),) float64, ≥ 0, in squared units of z."""
     s = Sample.of(z)
-    return s.eigenvalues * s.scale**2
+    return np.asarray(s.eigenvalues * s.scale**2)
 
 
 def relative_spread(z: ArrayLike | Sample) -> float:
@@ -145,7 +146,7 @@ def mean_cosine(z: ArrayLike | Sample) -> float:
     """Mean cosine of two different images' vectors: −1/(n−1) … 1 (all point the same way). Features after a ReLU are
     non-negative, so 0.4 to 0.98 is ordinary for an encoder's output; near 0 for a centred embedding."""
     s = Sample.of(z)
-    return (float(s.cosines.sum(dtype=np.float64)) - float(np.trace(s.cosines))) / (s.n * (s.n - 1))
+    return float(s.cosines.sum(dtype=np.float64) - np.trace(s.cosines)) / (s.n * (s.n - 1))
 
 
 def entropy_rank(p: Floats) -> float:
@@ -200,9 +201,9 @@ def spectrum_alpha(z: ArrayLike | Sample) -> float:
 
 def rank_cliff(z: ArrayLike | Sample) -> int:
     """The rank r at which the spectrum falls off a cliff: λ_r ≥ 30 λ_{r+1} with at most 5 % of the variance beyond, and
-    r at most an eighth of the room min(n − 1, living d); 0 where there is no cliff. The spectra of working encoders fall
-    smoothly (power laws: λ_r/λ_{r+1} near 1), those confined to a subspace do not. Higher cliffs are no fault: the last
-    layer of MobileNet and its like widens a narrow one, a fifth of the room, by construction."""
+    r at most an eighth of the room min(n − 1, living d); 0 where there is no cliff. The spectra of working encoders
+    fall smoothly (power laws: λ_r/λ_{r+1} near 1), those confined to a subspace do not. Higher cliffs are no fault:
+    the last layer of MobileNet and its like widens a narrow one, a fifth of the room, by construction."""
     s = Sample.of(z)
     room = min(s.n - 1, int(s.alive.sum()))
     reach = room // 8
@@ -223,7 +224,7 @@ def off_diagonal_excess(z: ArrayLike | Sample) -> float:
     if s.alive.sum() < 2:
         return float("nan")
     table = s.correlations
-    return float(np.square(table).sum(dtype=np.float64)) / (len(table) * (table.shape[1] - 1)) * (s.n - 1)
+    return float(np.square(table).sum(dtype=np.float64) / (len(table) * (table.shape[1] - 1)) * (s.n - 1))
 
 
 def dead_dimensions(z: ArrayLike | Sample) -> float:

@@ -23,7 +23,7 @@ def self_cluster(z: ArrayLike | Sample) -> float:
     if s.d == 1:
         return 1.0
     square = float(np.square(s.cosines).sum(dtype=np.float64))
-    return (s.d * square - s.n * (s.d + s.n - 1)) / ((s.d - 1) * (s.n - 1) * s.n)
+    return float((s.d * square - s.n * (s.d + s.n - 1)) / ((s.d - 1) * (s.n - 1) * s.n))
 
 
 def duplicate_neighbour_rate(z: ArrayLike | Sample) -> float:
@@ -65,14 +65,14 @@ def _k_means(gram: Floats, k: int, seed: int) -> NDArray[np.intp]:
         if np.array_equal(moved, group):
             break
         group = moved
-    return group
+    return np.asarray(group, dtype=np.intp)
 
 
 class Modes(NamedTuple):
-    """``count`` groups of images with empty space between; ``within`` is the share of the variance inside them (0 … 1).
-    One group holds everything where no such cut exists: count 1, within 1."""
+    """``groups`` of images with empty space between; ``within`` is the share of the variance inside them (0 … 1). One
+    group holds everything where no such cut exists: groups 1, within 1."""
 
-    count: int
+    groups: int
     within: float
 
 
@@ -87,7 +87,7 @@ def modes(z: ArrayLike | Sample) -> Modes:
     lengths, ends = _spanning_tree(s.distances)
     order = np.argsort(-lengths, kind="stable")
     longest = lengths[order][: most + 1].astype(np.float64)
-    gaps = longest[:most] / np.maximum(longest[1 : most + 1], 1e-9 * longest[0])
+    gaps = longest[:most] / np.maximum(longest[1 : most + 1], max(1e-9 * longest[0], 1e-300))
     best = Modes(1, 1.0)
     for cuts in np.argsort(-gaps)[:5] + 1:
         if gaps[cuts - 1] < 1.5 or cuts + 1 > most:
@@ -163,7 +163,8 @@ def twins_found(z_a: ArrayLike | Sample, z_b: ArrayLike | Sample) -> float:
     A tie is not a find, so vectors that are all the same find nothing."""
     a, b = paired(z_a, z_b)
     mean_a, mean_b = a.mean.astype(a.centred.dtype), b.mean.astype(b.centred.dtype)
-    product = a.centred @ b.centred.T + (a.centred @ mean_b)[:, None] + (b.centred @ mean_a)[None, :] + float(a.mean @ b.mean)
+    product = a.centred @ b.centred.T + float(a.mean @ b.mean)
+    product += (a.centred @ mean_b)[:, None] + (b.centred @ mean_a)[None, :]
     cosines = product / b.lengths[None, :]  # the length of the row of a changes no row's winner
     own = np.diag(cosines).copy()
     np.fill_diagonal(cosines, -np.inf)

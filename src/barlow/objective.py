@@ -25,6 +25,8 @@ from torch.autograd.function import once_differentiable
 from barlow import forms, ranks
 from barlow.errors import NumbersError, UserError
 
+DEAD = (2 * forms.EPS) ** -0.5  # 1/sqrt(variance + eps) above this: a variance below eps
+
 
 @dataclass(frozen=True, eq=False)
 class Terms:
@@ -84,16 +86,15 @@ def barlow_twins_loss(*z: Tensor, lambda_: float | None = None) -> Terms:
 
     In a process group the batch is the joined batch of all processes (n may differ, all must call), and the gradient is
     multiplied by the number of processes: the mean over processes which DistributedDataParallel takes then is exactly
-    the gradient of one process with the joined batch. The call costs one read-back from a GPU.
+    the gradient of one process with the joined batch. A call costs a GPU one read-back.
 
     Raises UserError (a ValueError) for bad shapes, dtypes or λ, and NumbersError naming the view that is not finite.
     """
     _check_lambda(lambda_)
     counts = _agreed_counts(z)
     weight = default_lambda(z[0].shape[1]) if lambda_ is None else float(lambda_)
-    loss, terms = _Loss.apply(weight, counts, *z)
-    result: Terms = replace(terms, loss=loss)
-    return result
+    loss, others = _Loss.apply(weight, counts, *z)
+    return Terms(loss, *others)
 
 
 def floor(n: int, dim: int, lambda_: float) -> float:
@@ -123,38 +124,35 @@ def default_lambda(dim: int) -> float:
 
 
 class _Loss(torch.autograd.Function):
-    """z → (loss, everything else in ``Terms``); the forms do the arithmetic."""
+    """z → (loss, the other fields of ``Terms``); the forms do the arithmetic."""
 
     @staticmethod
-    def forward(ctx: Any, lambda_: float, counts: list[int], *z: Tensor) -> tuple[Tensor, Terms]:
+    def forward(ctx: Any, lambda_: float, counts: list[int], *z: Tensor) -> tuple[Tensor, tuple[Any, ...]]:
         total, world = sum(counts), len(counts)
         dim, pairs = z[0].shape[1], len(z) * (len(z) - 1) // 2
         dtype = torch.float64 if any(view.dtype == torch.float64 for view in z) else torch.float32
         form = forms.cheaper(total, dim, len(z), world, halves=z[0].device.type == "cpu")
-        across = form == "gram" and world > 1
+        across = form == "gram" and world > 1  # this process holds a share of the columns
         with _no_autocast(z[0]):
-            if form == "gram":
-                held = tuple(ranks.rows_to_columns(view, counts) for view in z) if across else z
-                saved = forms.gram(held, dtype)
-            else:
-                held = z
-                saved = forms.correlation(held, total, dtype)
-            diagonal, flags = saved.diagonal, _flags(saved.scale)
-            if across:
-                diagonal, flags = ranks.gather_rows(diagonal.T).T, ranks.sum_(flags)
-            wide = diagonal.to(saved.squares.dtype)
-            sums = torch.stack((saved.squares, wide.square().sum(), (1.0 - wide).square().sum()))
-        squares, inside, invariance, dead, *bad = torch.cat((sums, flags)).tolist()  # the one read-back from a GPU
-        _refuse_bad(bad)
+            held = tuple(ranks.rows_to_columns(view, counts) for view in z) if across else z
+            saved = forms.gram(held, dtype) if form == "gram" else forms.correlation(held, total, dtype)
+            diagonal = ranks.gather_rows(saved.diagonal.T).T if across else saved.diagonal
+            inside = diagonal.to(saved.squares.dtype).flatten()
+            gap = 1.0 - inside
+            sums = torch.stack((saved.squares, inside.dot(inside), gap.dot(gap), *saved.scale.aminmax()))
+        squares, on_diagonal, invariance, low, high = sums.tolist()  # the one read-back from a GPU
+        dead = 0
+        if across or not (low > 0.0 and high <= DEAD):  # NaN fails too
+            dead, *bad = (ranks.sum_(_flags(saved.scale)) if across else _flags(saved.scale)).tolist()
+            _refuse_bad(bad)
         invariance /= pairs
-        redundancy = max(0.0, squares - inside if form == "gram" else squares) / pairs
+        redundancy = max(0.0, squares - on_diagonal if form == "gram" else squares) / pairs
         loss = saved.mean.new_full((), invariance + lambda_ * redundancy)
         ctx.lambda_, ctx.counts, ctx.form, ctx.dim, ctx.across = lambda_, counts, form, dim, across
         ctx.save_for_backward(*held, *saved)
         known = (saved.products, diagonal) if form == "correlation" else None
         matrix = partial(_cross_correlation, [view.detach() for view in z], total, (saved.mean, saved.scale), known)
-        least = floor(total, dim, lambda_)
-        return loss, Terms(loss, invariance, redundancy, least, diagonal.mean(0), int(dead), form, matrix)
+        return loss, (invariance, redundancy, floor(total, dim, lambda_), diagonal.mean(0), dead, form, matrix)
 
     @staticmethod
     @once_differentiable
@@ -192,8 +190,10 @@ def _agreed_counts(z: Sequence[Tensor]) -> list[int]:
     """Rows held by each process. A mistake on one process raises on all of them, so that none is left waiting."""
     complaint = _complaint(z)
     rows = 0 if complaint else len(z[0])
-    shape = "" if complaint else f"{len(z)} {z[0].shape[1]} {[view.dtype for view in z]}"
-    table = ranks.integers([complaint is None, rows, zlib.crc32(shape.encode())])
+    table = [[complaint is None, rows, 0]]
+    if ranks.world_size() > 1:
+        shape = "" if complaint else f"{len(z)} {z[0].shape[1]} {[view.dtype for view in z]}"
+        table = ranks.integers([complaint is None, rows, zlib.crc32(shape.encode())])
     if complaint:
         raise UserError(complaint)
     if not all(fine for fine, _, _ in table):
@@ -236,11 +236,11 @@ def _name(v: int, views: int) -> str:
 
 def _flags(scale: Tensor) -> Tensor:
     """[dead features, view 1 not finite, view 2 not finite, …]; a variance that is NaN or infinite has no w > 0."""
-    dead = (scale.amax(0) > (2 * forms.EPS) ** -0.5).sum()
+    dead = (scale.amax(0) > DEAD).sum()
     return torch.cat((dead.view(1), ~(scale.amin(1) > 0.0)))
 
 
-def _refuse_bad(bad: Sequence[float]) -> None:
+def _refuse_bad(bad: Sequence[int]) -> None:
     names = [_name(v, len(bad)) for v, flag in enumerate(bad) if flag]
     if names:
         what = "holds" if len(names) == 1 else "hold"

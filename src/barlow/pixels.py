@@ -1,9 +1,10 @@
 """Everything after the crop, for a whole batch on its device: colour, blur, solarise, normalise.
 
 Brightness, contrast, saturation, hue, grayscale and the normalisation are affine in the colour of a pixel, so one image
-has one matrix and one vector, and every pixel is touched once. In torchvision's words: the order is brightness,
-contrast, saturation, hue (there: drawn at random), values are clipped once after all of them (there: rounded to 8 bits
-and clipped after each), and hue turns the chroma plane of YIQ (there: the angle of HSV, which also moves lightness).
+has one matrix and one vector, and every pixel is touched once. What differs from torchvision: the order is brightness,
+contrast, saturation, hue (there: drawn at random); values are clipped once after all of them (there: rounded to 8 bits
+and clipped after each); hue turns the chroma plane of YIQ (there: the angle of HSV, which also moves a colour's luma);
+and where there are not three channels, contrast is about each channel's own mean.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from barlow.crops import Draws, Floats
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601: the gray of Pillow and torchvision
 YIQ = np.array([LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)])
 BLOCK = 32  # rows of a blur made by one matrix product: of 16 to 224, the fastest at 224 pixels and as fast below
-CHUNK = 1 << 18  # values worked on at once: what stays in a core's cache; a GPU takes 256 times as many
+CHUNK = 1 << 18  # values worked on at once: what stays in a core's cache; a GPU takes 64 times as many
 
 
 def finish(crops: torch.Tensor, draws: Draws, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
@@ -35,15 +36,16 @@ def finish(crops: torch.Tensor, draws: Draws, mean: Sequence[float], std: Sequen
         raise ValueError(f"{n} crops of {c} channels, but {len(draws)} draws, {len(mean)} means, {len(std)} deviations")
     m, d, device = np.array(mean), np.array(std), crops.device
     full = 255.0 if crops.dtype == torch.uint8 else 1.0
-    matrix, lift, shift = (_to(v, device) for v in _colour(draws, m, d, full))
-    lift /= s * s  # of a sum, not a mean
-    luma, black, white = _to(_luma(c), device), _to(-m / d, device)[:, None], _to((1 - m) / d, device)[:, None]
+    matrix, lift, drift = (_to(v, device) for v in _colour(draws, d * full))
+    base = _to(-m / d, device)
+    luma, black, white = _to(np.array(LUMA), device), base[:, None], _to((1 - m) / d, device)[:, None]
     made = torch.empty((n, c, s, s), device=device, memory_format=torch.channels_last)
-    step = max(1, CHUNK * (1 if device.type == "cpu" else 256) // (c * s * s))
+    step = max(1, CHUNK * (1 if device.type == "cpu" else 64) // (c * s * s))
     for part in (slice(a, min(a + step, n)) for a in range(0, n, step)):
         x = crops[part].permute(0, 3, 1, 2).contiguous().float().view(-1, c, s * s)
-        gray = (x.sum(dim=2) * luma).sum(dim=1, keepdim=True)  # of bytes, exact whatever the order up to 256 pixels
-        bias = torch.addcmul(shift[part], lift[part], gray)[..., None]
+        mean_of = x.sum(dim=2) / (s * s)  # a sum of bytes is exact in any order, up to 256 pixels
+        gray = (mean_of * luma).sum(dim=1, keepdim=True) if c == 3 else mean_of
+        bias = (base + lift[part] * gray + drift[part] * mean_of)[..., None]
         x = torch.baddbmm(bias, matrix[part], x) if c == 3 else torch.addcmul(bias, matrix[part], x)
         x = x.clamp_min_(black).clamp_max_(white).view(-1, c, s, s)  # one clamp with two tensors is far slower
         _blur(x, draws.sigma[part], min(draws.reach, s - 1))
@@ -56,28 +58,23 @@ def _to(values: NDArray[Any], device: torch.device) -> torch.Tensor:
     return torch.from_numpy(values.astype(np.float32)).to(device)
 
 
-def _luma(c: int) -> Floats:
-    """What gray is made of: the mean of all channels where they are not red, green and blue."""
-    return np.array(LUMA) if c == 3 else np.full(c, 1 / c)
+def _colour(draws: Draws, unit: Floats) -> tuple[Floats, Floats, Floats]:
+    """All colour draws composed: pixels p of an image of mean gray g and channel means a become, in units of ``unit``
+    (c,) per channel, matrix @ p + lift * g + drift * a.
 
-
-def _colour(draws: Draws, m: Floats, d: Floats, full: float) -> tuple[Floats, Floats, Floats]:
-    """All colour draws and the normalisation composed: pixels p in 0 to ``full``, of an image of mean gray g, become
-    matrix @ p + lift * g + shift.
-
-    The matrix is (n, 3, 3), or its diagonal (n, c, 1) where there are not three channels; lift and shift are (n, c).
+    The matrix is (n, 3, 3), or its diagonal (n, c, 1) where there are not three channels; lift and drift are (n, c).
     """
-    gain = draws.gain / d
+    gain = draws.gain / unit
     # contrast adds a gray, which saturation, hue and grayscale leave as it is
-    lift = ((1 - draws.contrast) * draws.brightness)[:, None] * gain / full
-    scale = ((draws.brightness * draws.contrast)[:, None] * gain / full)[..., None]
-    shift = (draws.offset - m) / d
-    if len(m) != 3:
-        return scale, lift, shift
+    lift = ((1 - draws.contrast) * draws.brightness)[:, None] * gain
+    scale = ((draws.brightness * draws.contrast)[:, None] * gain)[..., None]
+    drift = draws.offset / unit
+    if len(unit) != 3:
+        return scale, lift, drift
     to_gray, s = np.tile(LUMA, (3, 1)), draws.saturation[:, None, None]
     matrix = _hue(draws.hue) @ (s * np.eye(3) + (1 - s) * to_gray)
     # to_gray @ matrix is to_gray: neither saturation nor hue moves a pixel's gray
-    return scale * np.where(draws.gray[:, None, None], to_gray, matrix), lift, shift
+    return scale * np.where(draws.gray[:, None, None], to_gray, matrix), lift, drift
 
 
 def _hue(turns: Floats) -> Floats:

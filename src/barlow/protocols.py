@@ -18,13 +18,20 @@ from barlow.scores import accuracy, t_interval
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
-Likelihood = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 BLOCK = 1 << 24  # similarities held at a time: 64 MB
-STRENGTHS = tuple(10.0**-e for e in (0.0, 1.0, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0))  # of the penalty, strong to weak
+STRENGTHS = tuple(10.0**-e for e in (0, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6))  # of the penalty, strong to weak
 PATIENCE = 2  # strengths in a row without gain that end the search
+WHITENING = (0.0, 0.5)  # offered to few labels: how far the features' variances are evened out
 FOLDS, MANY = 5, 5_000  # cross-validation in five folds up to so many labels, then one validation part of a fifth
-SEARCH, FINAL = (60, 1e-4), (200, 1e-5)  # L-BFGS: iterations, largest entry of the gradient
+SEARCH, FINAL = (60, 1e-4), (100, 1e-5)  # L-BFGS: iterations, largest entry of the gradient
+
+
+class Problem(NamedTuple):
+    """What a probe minimises; of scores (F, K, n) and targets (K, n)."""
+
+    loss: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # each row's loss (F, n), its gradient by the scores
+    curvature: float  # bound on the second derivative by the scores
 
 
 def knn(
@@ -52,7 +59,7 @@ def knn(
 
 
 def _nearest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row and where they stand; ``topk`` leaves open which of equal ones, here it is the first."""
+    """The k largest of each row and where they stand; where ``topk`` leaves open which of equal ones, the first."""
     values, which = similarity.topk(min(k + 1, similarity.shape[1]), dim=1)
     values, beyond, which = values[:, :k], values[:, k:], which[:, :k].clone()
     for row in (values[:, -1:] == beyond).any(1).nonzero()[:, 0].tolist():
@@ -63,35 +70,36 @@ def _nearest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return similarity.gather(1, which), which
 
 
-def linear_probe(train: Floats, train_labels: Ints, test: Floats, *, seed: int = 0, pool: Floats | None = None) -> Ints:
+def linear_probe(train: Floats, train_labels: Ints, test: Floats, *, seed: int = 0) -> Ints:
     """Class of each row of ``test`` by multinomial logistic regression on ``train``, the encoder frozen.
 
-    Features are standardised with mean and deviation of ``pool`` (no labels needed; default ``train``). The strength of
-    the L2 penalty is the one of ``STRENGTHS`` with the lowest log-loss on labels held back from ``train`` (stratified:
-    five folds up to ``MANY`` labels, else a fifth, drawn by ``seed``); then all of ``train`` is fitted with it.
+    Features are standardised with mean and deviation of ``train``. The strength of the L2 penalty is the one of
+    ``STRENGTHS`` with the lowest log-loss on labels held back from ``train`` (stratified: five folds up to ``MANY``
+    labels, else a fifth, drawn by ``seed``); then all of ``train`` is fitted with it.
     The optimum is unique, so only that split depends on the seed.
     """
+    basis = _basis(train, 0.0)
     labels = np.asarray(train_labels, np.int64)
-    targets = torch.nn.functional.one_hot(torch.from_numpy(labels)).float()
-    fold = _folds(labels, seed)
-    return _probe(train, targets, test, fold, (_softmax, 0.5), pool).argmax(1).numpy()
+    return _classify([(basis(train), basis(test))], labels, seed)
 
 
 def multi_label_probe(train: Floats, targets: NDArray[Any], test: Floats, *, seed: int = 0) -> Floats:
     """Scores (n, c), higher is likelier, of c labels that do not exclude each other; ``targets`` (m, c) of 0 and 1.
 
-    One logistic regression a label with one common strength of the penalty, chosen as in ``linear_probe``.
+    One logistic regression a label, one strength of the penalty for all, chosen as in ``linear_probe``.
     """
-    fold = _folds(np.zeros(len(train), np.int64), seed)
-    return _probe(train, _tensor(targets), test, fold, (_sigmoid, 0.25), None).numpy()
+    basis, fold = _basis(train, 0.0), _folds(np.zeros(len(train), np.int64), seed)
+    return _probe([(basis(train), basis(test))], _tensor(targets), fold, SIGMOID).numpy()
 
 
 def ridge(train: Floats, targets: Floats, test: Floats, *, seed: int = 0) -> Floats:
-    """Predictions (n, t) of t real values, ``targets`` (m, t), by ridge regression; the penalty as in ``linear_probe``."""
+    """Predictions (n, t) of t real values, ``targets`` (m, t), by ridge regression; the penalty chosen by
+    squared error on held-back rows."""
+    basis, fold = _basis(train, 0.0), _folds(np.zeros(len(train), np.int64), seed)
     values = _tensor(targets)
     mean, deviation = _moments(values)
-    fold = _folds(np.zeros(len(train), np.int64), seed)
-    return (_probe(train, (values - mean) / deviation, test, fold, (_squares, 1.0), None) * deviation + mean).numpy()
+    answers = _probe([(basis(train), basis(test))], (values - mean) / deviation, fold, SQUARES)
+    return (answers * deviation + mean).numpy()
 
 
 class FewLabels(NamedTuple):
@@ -109,20 +117,23 @@ def few_labels(
 ) -> FewLabels:
     """Linear probes on ``draws`` stratified samples of a share of the labels; each class keeps at least one.
 
-    Mean and deviation of the features come from all of ``train``: the images are there, only their labels are missing.
-    Everything else, the strength of the penalty too, is chosen within the drawn labels.
+    Mean, deviation and principal axes of the features come from all of ``train``: the images are there, only their
+    labels are missing. Everything else is chosen within the drawn labels: the strength of the penalty, and whether
+    the features are whitened half way (``WHITENING``).
     """
+    bases = [_basis(train, power) for power in WHITENING]
+    turned = [(basis(train), basis(test)) for basis in bases]
     values, count = [], 0
     for draw in range(draws):
         rows = stratified(labels, share, np.random.default_rng([seed, draw]))
-        count = len(rows)
-        answers = linear_probe(train[rows], labels[rows], test, seed=seed, pool=train)
+        answers = _classify([(x[rows], x_test) for x, x_test in turned], labels[rows], seed)
         values.append(accuracy(test_labels, answers))
+        count = len(rows)
     return FewLabels(float(np.mean(values)), *t_interval(values), values, count)
 
 
 def stratified(labels: Ints, share: float, rng: np.random.Generator) -> Ints:
-    """Sorted rows of a sample with the classes in their proportions (largest remainders), at least one of each class."""
+    """Sorted rows of a sample with the classes in their proportions (largest remainders), at least one of each."""
     names, counts = np.unique(labels, return_counts=True)
     exact = counts * share
     wanted = np.maximum(np.floor(exact).astype(np.int64), 1)
@@ -150,18 +161,35 @@ def _folds(labels: Ints, seed: int) -> Ints:
     return fold
 
 
-def _probe(
-    train: Floats, targets: Tensor, test: Floats, fold: Ints, likelihood: tuple[Likelihood, float], pool: Floats | None
-) -> Tensor:
-    """Scores (n, K) of the rows of ``test``; the strength of the penalty chosen on ``fold``, then fitted to all rows."""
-    mean, deviation = _moments(_tensor(train if pool is None else pool))
-    x, axes, spread = _principal(((_tensor(train) - mean) / deviation))
-    y = targets.T.contiguous()
-    best, start = _search(x, y, torch.from_numpy(fold), spread, likelihood)
+def _basis(pool: Floats, power: float) -> Callable[[Floats], Tensor]:
+    """Standardises features with the moments of ``pool``, turns them to its principal axes and divides each by
+    variance**(power/2): 0 leaves the geometry, 1 whitens."""
+    mean, deviation = _moments(_tensor(pool))
+    if not power:
+        return lambda x: (_tensor(x) - mean) / deviation
+    unit = (_tensor(pool) - mean) / deviation
+    variance, axes = torch.linalg.eigh((unit.T @ unit / len(unit)).double())
+    variance = variance.clamp_min(0) + 1e-3 * variance.mean()  # rounding and dead axes must not be blown up
+    scale = variance.pow(-power / 2)
+    turn = (axes * (scale / (scale.square() * variance).mean().sqrt())).float()
+    return lambda x: (_tensor(x) - mean) / deviation @ turn
+
+
+def _classify(candidates: list[tuple[Tensor, Tensor]], labels: Ints, seed: int) -> Ints:
+    targets = torch.nn.functional.one_hot(torch.from_numpy(labels)).float()
+    return _probe(candidates, targets, _folds(labels, seed), SOFTMAX).argmax(1).numpy()
+
+
+def _probe(candidates: list[tuple[Tensor, Tensor]], targets: Tensor, fold: Ints, problem: Problem) -> Tensor:
+    """Scores (n, K) of test rows; of ``candidates`` (training rows, test rows) and strengths the best on ``fold``."""
+    y, found = targets.T.contiguous(), []
+    for number, (train, _) in enumerate(candidates):
+        x, axes, spread = _principal(train)
+        found.append((*_search(x, y, torch.from_numpy(fold), spread, problem), number, (x, axes, spread)))
+    _, strength, start, number, (x, axes, spread) = min(found, key=lambda f: (f[0], f[3]))
     weights = torch.full((1, x.shape[1]), 1 / x.shape[1])
-    w = _fit(x, y, weights, best, spread, start.mean(0, keepdim=True), likelihood, FINAL)[0]
-    slope = w[:, :-1] @ axes.T / deviation
-    return _tensor(test) @ slope.T + (w[:, -1] - slope @ mean)
+    w = _fit(x, y, weights, strength, spread, start.mean(0, keepdim=True), problem, FINAL)[0]
+    return candidates[number][1] @ (axes @ w[:, :-1].T) + w[:, -1]
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,46 +215,45 @@ def _principal(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return out, axes, spread.clamp_min(0).float()
 
 
-def _search(
-    x: Tensor, y: Tensor, fold: Tensor, spread: Tensor, likelihood: tuple[Likelihood, float]
-) -> tuple[float, Tensor]:
-    """The strength with the lowest held-back loss and its weights; all folds are fitted at once, from strong to weak."""
-    held = torch.stack([fold == f for f in fold.unique().tolist() if f >= 0] or [fold == 0]).float()
-    w = x.new_zeros(len(held), len(y), len(x))
-    best, best_loss, best_w, waited = STRENGTHS[2], float("inf"), w, 0
-    if held.sum() == 0:
-        return best, w  # one label a class: nothing to choose by
+def _search(x: Tensor, y: Tensor, fold: Tensor, spread: Tensor, problem: Problem) -> tuple[float, float, Tensor]:
+    """(held-back loss, strength, weights (F, K, r+1)) of the best strength; all F folds are fitted at once, from strong
+    to weak."""
+    w = x.new_zeros(1, len(y), len(x))
+    if fold.max() < 0:
+        return 0.0, STRENGTHS[2], w  # one label a class: nothing to choose by
+    held = torch.stack([fold == f for f in fold.unique().tolist() if f >= 0]).float()
     kept = (1 - held) / (1 - held).sum(1, keepdim=True)
+    best, waited = (float("inf"), STRENGTHS[0], w), 0
+    w = w.expand(len(held), -1, -1)
     for strength in STRENGTHS:
-        w = _fit(x, y, kept, strength, spread, w, likelihood, SEARCH)
-        loss = float((likelihood[0](_scores(w, x), y)[0] * held).sum() / held.sum())
-        if loss < best_loss:
-            best, best_loss, best_w, waited = strength, loss, w, 0
+        w = _fit(x, y, kept, strength, spread, w, problem, SEARCH)
+        loss = float((problem.loss(_scores(w, x), y)[0] * held).sum() / held.sum())
+        if loss < best[0]:
+            best, waited = (loss, strength, w), 0
         elif (waited := waited + 1) == PATIENCE:
             break
-    return best, best_w
+    return best
 
 
 def _fit(
     x: Tensor, y: Tensor, weights: Tensor, strength: float, spread: Tensor, start: Tensor,
-    likelihood: tuple[Likelihood, float], effort: tuple[int, float],
+    problem: Problem, effort: tuple[int, float],
 ) -> Tensor:  # fmt: skip
     """Weights (F, K, r+1) that minimise Σᵢ weightsᵢ lossᵢ + strength/2 ‖w‖² (not the intercept) in each of F problems.
 
     x (r+1, n), y (K, n), weights (F, n). L-BFGS in units in which the bound on the curvature (Böhning 1992) is 1.
     """
-    loss_of, curvature = likelihood
-    unit = torch.cat([curvature * spread + strength, spread.new_tensor([curvature])]).rsqrt()
+    unit = torch.cat([problem.curvature * spread + strength, spread.new_tensor([problem.curvature])]).rsqrt()
     v = (start / unit).requires_grad_()
     iterations, tolerance = effort
     solver = torch.optim.LBFGS(
         [v], max_iter=iterations, max_eval=2 * iterations, tolerance_grad=tolerance, tolerance_change=0,
-        line_search_fn="strong_wolfe",
+        history_size=20, line_search_fn="strong_wolfe",
     )  # fmt: skip
 
     def objective() -> Tensor:
         w = v.detach() * unit
-        losses, residual = loss_of(_scores(w, x), y)
+        losses, residual = problem.loss(_scores(w, x), y)
         gradient = ((residual * weights[:, None]).flatten(0, 1) @ x.T).view_as(w)
         gradient[..., :-1] += strength * w[..., :-1]
         v.grad = gradient * unit
@@ -256,6 +283,9 @@ def _squares(scores: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The same for K real values."""
     residual = scores - y
     return residual.square().sum(1) / 2, residual
+
+
+SOFTMAX, SIGMOID, SQUARES = Problem(_softmax, 0.5), Problem(_sigmoid, 0.25), Problem(_squares, 1.0)
 
 
 def _tensor(x: NDArray[Any]) -> Tensor:

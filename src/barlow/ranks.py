@@ -37,6 +37,13 @@ def sum_(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def from_first(tensor: Tensor) -> Tensor:
+    """Overwrites a tensor with that of rank 0, outside autograd, and returns it."""
+    if world_size() > 1:
+        dist.broadcast(tensor, src=0)
+    return tensor
+
+
 def summed(tensor: Tensor) -> Tensor:
     """The sum over all processes, inside autograd: the gradient is summed over all processes too."""
     return _Sum.apply(tensor) if world_size() > 1 else tensor

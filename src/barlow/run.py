@@ -25,6 +25,7 @@ from barlow.objective import BarlowTwinsLoss, floor
 from barlow.plan import RULES, Choice, Findings, resolve
 from barlow.prepare import Ready, launch, look, ready
 from barlow.progress import duration
+from barlow.quarantine import Quarantine
 from barlow.report import write_report
 from barlow.resources import peak_memory, readable
 from barlow.runlog import Run, open_run
@@ -125,8 +126,7 @@ def start(config: Config, images: Any, out: Path, quiet: bool, stack: ExitStack)
         show_choices(opened, resolved, choices)
     if images is None:
         write_index(opened, out / "index.parquet")
-    for row in opened.bad.to_pylist():
-        run.quarantine(str(row["path"]), str(row["status"]))
+    Quarantine(opened, out / "quarantine.jsonl", resolved.max_bad or 0.0).start()
     run.write_config(to_toml(resolved))
     run.write_environment(environment())
     for choice in choices:

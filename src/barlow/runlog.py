@@ -76,8 +76,7 @@ class Run:
             sweep(folder)
             mend(folder / "metrics.jsonl")
             mend(folder / "quarantine.jsonl")
-            self._quarantined = {line["key"] for line in read_metrics(folder / "quarantine.jsonl")}
-            self._metrics = (folder / "metrics.jsonl").open("ab", buffering=0)
+                self._metrics = (folder / "metrics.jsonl").open("ab", buffering=0)
         except BaseException:
             self._lock.release()
             raise
@@ -167,15 +166,6 @@ class Run:
         path.parent.mkdir(exist_ok=True)
         atomic_write(path, buffer.getvalue())
         return path
-
-    def quarantine(self, key: str, reason: str) -> bool:
-        """Appends an image that cannot be used to quarantine.jsonl, once in a run. True when it is new."""
-        if key in self._quarantined:
-            return False
-        self._quarantined.add(key)
-        with (self.folder / "quarantine.jsonl").open("ab") as file:
-            file.write(json_line({"key": key, "reason": reason}))
-        return True
 
     def close(self) -> None:
         """Closes the files and releases the lock. Raises OSError when lines that waited for room are lost."""

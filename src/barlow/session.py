@@ -12,11 +12,10 @@ from barlow import ranks
 from barlow.batches import Batch
 from barlow.checkpoint import Checkpoint, SaveFailed
 from barlow.console import say
-from barlow.errors import DataError
 from barlow.held_out import health_lines
-from barlow.images import Bad
 from barlow.optimizer_state import flatten_optimizer, parameter_names, unflatten_optimizer
 from barlow.prepare import Ready
+from barlow.quarantine import Quarantine
 from barlow.runlog import Run
 from barlow.saver import Saver
 from barlow.signals import Deadline
@@ -34,10 +33,11 @@ class Session:
     def __init__(self, parts: Ready, run: Run | None, saver: Saver | None, steps: int, deadline: Deadline) -> None:
         self.parts, self.run, self.saver, self.steps, self.deadline = parts, run, saver, steps, deadline
         self.step = 0
+        file = run.folder / "quarantine.jsonl" if run else None
+        self.quarantine = Quarantine(parts.source.images, file, parts.config.max_bad or 0.0)
         self.log_every = max(1, steps // LINES)
         self.health_every = parts.config.health_every or int(np.clip(steps // 20, 20, 500))
         self.started = self.saved = self._last = time.monotonic()
-        self.seen, self.bad = 0, dict[int, Bad]()
         self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT)
 
     @property
@@ -50,18 +50,7 @@ class Session:
         now = time.monotonic()
         self._recent.append((now - self._last, waited))
         self._last, self.step = now, batch.step + 1
-        self.seen += len(batch.images)
-        for bad in batch.bad:
-            self.bad.setdefault(bad.image, bad)
-            if self.run:
-                self.run.quarantine(bad.key, bad.reason)
-        self._not_too_many_bad()
-
-    def _not_too_many_bad(self) -> None:
-        worst = max(100.0, (self.parts.config.max_bad or 0.05) * min(self.seen, len(self.parts.source.train)))
-        if len(self.bad) > worst or (len(self.bad) >= 100 and len(self.bad) == self.seen):
-            first = ", ".join(bad.key for bad in list(self.bad.values())[:10])
-            raise DataError(f"{len(self.bad)} of {self.seen:,} images could not be read, among them {first}.")
+        self.quarantine.add(len(batch.images), batch.bad)
 
     def due(self, every: int) -> bool:
         """True on every so many steps and on the last."""

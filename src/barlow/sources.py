@@ -77,7 +77,7 @@ def find_in_folder(folder: Path) -> Found:
     for path, entry in _walk(root):
         ending = os.path.splitext(entry.name)[1].lower()
         if ending in ENDINGS or (not ending and _starts_like_an_image(entry.path)):
-            rows.append((path, *_size_and_time(entry)))
+            rows.append((path, *size_and_time(entry)))
         else:
             passed[shown(ending) or "no ending"] += 1
             if ending in PACKED:
@@ -122,7 +122,8 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
         return False
 
 
-def _size_and_time(entry: os.DirEntry[bytes] | Path) -> tuple[int, int]:
+def size_and_time(entry: os.DirEntry[bytes] | Path) -> tuple[int, int]:
+    """(bytes, when it was last written in ns) of a file; zeros where it cannot be asked."""
     try:
         status = entry.stat()
     except OSError:
@@ -149,7 +150,7 @@ def find_in_list(file: Path) -> Found:
 def find_files(paths: Iterable[bytes], root: Path) -> Found:
     """The named files, in the given order; one that is missing becomes a bad image, not an error."""
     base = os.fsencode(root)
-    rows = [(path, *_size_and_time(Path(os.fsdecode(os.path.join(base, path))))) for path in paths]
+    rows = [(path, *size_and_time(Path(os.fsdecode(os.path.join(base, path))))) for path in paths]
     return Found("list", base, _table(rows))
 
 
@@ -188,14 +189,6 @@ def with_file(path: bytes, use: Callable[[IO[bytes], int], T]) -> T:
                 raise BadImage(f"cannot be read: {error.strerror or type(error).__name__}") from None
             time.sleep(wait)
     raise AssertionError
-
-
-def modified(path: bytes) -> int:
-    """When the file was last written, in ns; 0 where it cannot be asked."""
-    try:
-        return os.stat(path).st_mtime_ns
-    except OSError:
-        return 0
 
 
 def gone(root: bytes) -> None:

@@ -47,7 +47,7 @@ class View:
     saturation: float = 0.0  # three channels only, as hue and gray
     hue: float = 0.0  # up to 0.5
     gain: float = 0.0  # each channel by its own factor
-    offset: float = 0.0  # each channel by its own shift, in units of the full range
+    offset: float = 0.0  # each channel by its own shift, in units of its mean over the crop: the same for any sensor
     gray: float = 0.0  # probability
     blur: float = 0.0  # probability
     sigma: tuple[float, float] = (0.1, 2.0)  # of the blur, in pixels of the crop whatever its size
@@ -62,13 +62,14 @@ class View:
         _within("hue", self.hue, 0, 0.5)
         for name, low, high in (("crop", 0, 1), ("ratio", 0, math.inf), ("sigma", 0, 100)):
             pair = getattr(self, name)
-            if len(pair) != 2 or not (low < pair[0] <= pair[1] <= high and pair[1] < math.inf):
+            two = isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(v, int | float) for v in pair)
+            if not (two and low < pair[0] <= pair[1] <= high and pair[1] < math.inf):
                 top = f" to {high}" if high < math.inf else ""
                 raise UserError(f"view: {name} is {pair}; it needs two numbers above {low}{top}, the smaller one first")
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
+    if not (isinstance(value, int | float) and low <= value <= high):
         raise UserError(f"view: {name} is {value}; it must lie in {low} to {high}")
 
 
@@ -83,6 +84,9 @@ def _both(**changes: float) -> tuple[View, View]:
     return replace(_A, **changes), replace(_B, **changes)  # type: ignore[arg-type]
 
 
+# By what the images are. The paper's pair but for what would harm: at 64 pixels and less blur leaves little to see,
+# gray images have no colour and often live by fine detail, seen from above there is no up and colours mean something,
+# and where channels are no colours each has its own gain and offset, and inverting them means nothing.
 PRESETS: dict[str, tuple[View, ...]] = {
     "natural": (_A, _B),
     "small": _both(blur=0.0),

@@ -1,0 +1,201 @@
+"""What is in a pile of images before a run: sizes, kinds, broken, tiny, constant and double images, leaks, mean, sd.
+
+Every image is decoded once; JPEGs much larger than ``LOOK`` pixels at reduced scale, which still reads every byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from barlow.convert import FULL
+from barlow.duplicates import SIDE, groups, near_pairs, normalised, same, thumbnail
+from barlow.guard import BadImage
+from barlow.images import Images, Source, open_images
+from barlow.index import cores, in_threads, modes, read_row
+from barlow.sources import shown
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Report = dict[str, Any]
+
+LOOK = 256  # pixels on the short side that are enough to look at an image
+NAMED = 10  # examples of each finding
+COMPARED = 50_000  # images compared with each other for near duplicates; of more, as many evenly spread
+SMALLEST = 8  # pixels: a short side below it is tiny in any data set
+TINY = 0.25  # of the median short side
+FLAT = 2 / 255  # an image whose channels vary by no more is constant; a colour image so close to grey is grey
+MAX_BAD = 0.05  # share of unreadable images from which on pretrain would stop
+
+
+@dataclass(frozen=True, eq=False)
+class Looked:
+    """A data set after one look at each image, one row an image; values as shares of the full range."""
+
+    images: Images
+    reasons: dict[int, str]  # of images that could not be decoded
+    digests: list[bytes]  # SHA-256 of the file (of the pixels, in an array); b"" for those
+    small: Array  # (n, SIDE, SIDE) uint8 thumbnails
+    mean: Array  # (n, c)
+    square: Array  # (n, c) mean of the squares
+    constant: Array  # (n,) bool
+    grey: Array  # (n,) bool: three channels that are equal
+
+    @property
+    def good(self) -> Array:
+        """Numbers of the images that could be decoded."""
+        return np.array([i for i in range(len(self.images)) if i not in self.reasons], np.int64)
+
+
+def look(images: Images) -> Looked:
+    """Decodes and measures every image, with progress."""
+    n, c = len(images), images.channels
+    small, flags = np.zeros((n, SIDE, SIDE), np.uint8), np.zeros((2, n), bool)
+    out = Looked(images, {}, [b""] * n, small, np.zeros((n, c)), np.zeros((n, c)), *flags)
+    full = FULL[images.dtype]
+
+    def one(i: int) -> None:
+        try:
+            array = images.read(i, (LOOK, LOOK))
+        except BadImage as bad:
+            out.reasons[i] = bad.reason
+            return
+        pixels = array.reshape(-1, c)
+        out.digests[i] = _digest(images, i, array)
+        out.small[i] = np.rint(thumbnail(array) * (255 / full))
+        out.mean[i] = pixels.mean(0, dtype=np.float64) / full
+        out.square[i] = np.square(pixels, dtype=np.float64).mean(0) / full**2
+        out.constant[i] = (np.ptp(pixels, 0) <= FLAT * full).all()
+        out.grey[i] = c == 3 and (np.ptp(pixels, 1) <= FLAT * full).all()
+
+    for _ in in_threads(one, n, "looking at images", cores(), 8):
+        pass
+    return out
+
+
+def _digest(images: Images, i: int, array: Array) -> bytes:
+    if images.array is None and images.held is None:
+        return hashlib.sha256(read_row(images.rows, images.root, i)).digest()
+    return hashlib.sha256(repr(array.shape).encode() + array.tobytes()).digest()
+
+
+def check(source: Source, splits: Mapping[str, Source] | None = None, channels: int | None = None) -> Report:
+    """A report in plain JSON values. ``splits``: name → other images; none of the sets should share an image.
+
+    ``usable`` is False when more than 5 % cannot be read, fewer than two can, or all are constant. ``problems`` says so
+    in sentences, and what else deserves a look. Raises UserError, and DataError when not one image can be read.
+    """
+    first = look(open_images(source, channels=channels))
+    looked = {"images": first}
+    for name, other in (splits or {}).items():
+        looked[name] = look(open_images(other, channels=first.images.channels))
+    report = contents(first.images) | findings(first)
+    pairs = combinations(looked, 2)
+    report["leaks"] = [{"between": [a, b], **_leaks(looked[a], looked[b])} for a, b in pairs]
+    return report | verdict(report)
+
+
+def contents(images: Images) -> Report:
+    """What the index tells: kinds and sizes."""
+    seen = modes(images.rows)
+    return {
+        "kind": images.kind,
+        "channels": images.channels,
+        "dtype": images.dtype,
+        "value_range": list(images.value_range),
+        "modes": {mode: seen[mode] for mode in sorted(seen, key=lambda m: -seen[m])},
+        "turned": sum(count for mode, count in seen.items() if " turned" in mode),
+        "animated": sum(count for mode, count in seen.items() if " animated" in mode),
+        "passed_over": dict(sorted((images.passed_over or Counter()).items())),
+        "height": _spread(images.sizes[:, 0]),
+        "width": _spread(images.sizes[:, 1]),
+    }
+
+
+def findings(looked: Looked) -> Report:
+    """What the pixels tell."""
+    images, good = looked.images, looked.good
+    bad = images.bad
+    broken = [f"{shown(bad['path'][k].as_py())}: {bad['status'][k].as_py()}" for k in range(len(bad))]
+    broken += [f"{images.key(i)}: {looked.reasons[i]}" for i in sorted(looked.reasons)]
+    short = images.sizes.min(1)
+    tiny = np.flatnonzero(short < max(SMALLEST, TINY * float(np.median(short))))
+    exact = same(looked.digests)
+    mean, square = looked.mean[good].mean(0), looked.square[good].mean(0)
+    return {
+        "images": len(good),
+        "unreadable": _named(broken),
+        "tiny": _named([f"{images.key(i)}: {images.sizes[i, 0]}×{images.sizes[i, 1]}" for i in tiny.tolist()]),
+        "constant": _named([images.key(i) for i in np.flatnonzero(looked.constant).tolist()]),
+        "grey_saved_as_colour": int(looked.grey.sum()),
+        "exact_duplicates": _doubles(images, exact),
+        "near_duplicates": _doubles(images, _near(looked, exact)) | {"compared": min(len(good), COMPARED)},
+        "mean": [round(float(m), 4) for m in mean],
+        "sd": [round(float(s), 4) for s in np.sqrt(np.maximum(square - mean**2, 0))],
+    }
+
+
+def _compared(looked: Looked, without: set[int]) -> Array:
+    """The images to compare: decoded, not constant, none of ``without``; at most COMPARED, evenly spread."""
+    chosen = np.array([i for i in looked.good if not looked.constant[i] and i not in without], np.int64)
+    return chosen[np.linspace(0, len(chosen) - 1, COMPARED).astype(np.int64)] if len(chosen) > COMPARED else chosen
+
+
+def _near(looked: Looked, exact: list[list[int]]) -> list[list[int]]:
+    chosen = _compared(looked, {i for group in exact for i in group[1:]})
+    pairs = near_pairs(normalised(looked.small[chosen]))
+    return groups((int(chosen[a]), int(chosen[b])) for a, b in pairs)
+
+
+def _leaks(a: Looked, b: Looked) -> Report:
+    """Images of ``b`` that are also, or nearly, in ``a``."""
+    where = {digest: i for i, digest in enumerate(a.digests) if digest}
+    exact = {j: where[digest] for j, digest in enumerate(b.digests) if digest in where}
+    ours, theirs = _compared(a, set()), _compared(b, set(exact))
+    near = {int(theirs[j]): int(ours[i]) for i, j in near_pairs(normalised(a.small[ours]), normalised(b.small[theirs]))}
+
+    def pairs(found: dict[int, int]) -> Report:
+        return _named([f"{a.images.key(i)} = {b.images.key(j)}" for j, i in sorted(found.items())])
+
+    return {"exact": pairs(exact), "near": pairs(near)}
+
+
+def _named(found: list[str]) -> Report:
+    return {"count": len(found), "examples": found[:NAMED]}
+
+
+def _doubles(images: Images, found: list[list[int]]) -> Report:
+    """``count``: images that could go without a loss."""
+    examples = [" = ".join(images.key(i) for i in group[:NAMED]) for group in found[:NAMED]]
+    return {"count": sum(len(group) - 1 for group in found), "groups": len(found), "examples": examples}
+
+
+def _spread(lengths: Array) -> Report:
+    low, middle, high = (int(v) for v in np.percentile(lengths, (0, 50, 100), method="nearest"))
+    return {"least": low, "median": middle, "most": high}
+
+
+def verdict(report: Report) -> Report:
+    """``usable`` and ``problems``, from the findings."""
+    n, broken = report["images"], report["unreadable"]["count"]
+    stops, looks = [], []
+    if n < 2:
+        stops.append(f"{n} usable image: two views of many different images are needed")
+    if broken > MAX_BAD * (n + broken):
+        stops.append(f"{broken:,} of {n + broken:,} images cannot be read: pretrain would stop (max_bad = {MAX_BAD:g})")
+    if n and report["constant"]["count"] == n:
+        stops.append("all images are constant: there is nothing to learn")
+    doubles = report["exact_duplicates"]["count"] + report["near_duplicates"]["count"]
+    if doubles > 0.1 * n:
+        looks.append(f"{doubles:,} images are duplicates: views of different images should differ, so remove them")
+    if report["channels"] == 3 and n and report["grey_saved_as_colour"] == n:
+        looks.append("all images are grey although saved as colour: one channel is enough")
+    for leak in report["leaks"]:
+        if shared := leak["exact"]["count"] + leak["near"]["count"]:
+            looks.append(f"{' and '.join(leak['between'])} share {shared:,} images: results on one would be too good")
+    return {"usable": not stops, "problems": stops + looks}

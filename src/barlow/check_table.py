@@ -1,0 +1,44 @@
+"""The report of ``barlow check`` as rows of text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SHOWN = 3  # examples in a row of the table; the JSON has more
+
+
+def rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """(what, finding) for a table of two columns."""
+    out = [
+        ("images", f"{report['images']:,} usable, of kind {report['kind']}"),
+        ("unreadable", _found(report["unreadable"])),
+        ("modes", ", ".join(f"{count:,} {mode}" for mode, count in report["modes"].items())),
+        ("become", f"{report['channels']} channel{'s' * (report['channels'] > 1)} of {report['dtype']}"),
+        ("height", _spread(report["height"])),
+        ("width", _spread(report["width"])),
+        ("tiny", _found(report["tiny"])),
+        ("constant", _found(report["constant"])),
+        ("grey as colour", f"{report['grey_saved_as_colour']:,}"),
+        ("exact duplicates", _found(report["exact_duplicates"])),
+        ("near duplicates", _found(report["near_duplicates"])),
+        ("mean of channels", ", ".join(f"{m:.3f}" for m in report["mean"])),
+        ("sd of channels", ", ".join(f"{s:.3f}" for s in report["sd"])),
+    ]
+    if report["passed_over"]:
+        out.append(("passed over", ", ".join(f"{n:,} {ending}" for ending, n in report["passed_over"].items())))
+    for leak in report["leaks"]:
+        both = " and ".join(leak["between"])
+        out += [(f"{both}: same", _found(leak["exact"])), (f"{both}: nearly", _found(leak["near"]))]
+    return out + [("problem", problem) for problem in report["problems"]]
+
+
+def _found(finding: dict[str, Any]) -> str:
+    examples = finding["examples"][:SHOWN]
+    more = " …" if finding["count"] > len(examples) and examples else ""
+    return f"{finding['count']:,}" + (f" ({'; '.join(examples)}{more})" if examples else "")
+
+
+def _spread(lengths: dict[str, int]) -> str:
+    if lengths["least"] == lengths["most"]:
+        return f"all {lengths['least']:,}"
+    return f"{lengths['least']:,} to {lengths['most']:,}, half of them up to {lengths['median']:,}"

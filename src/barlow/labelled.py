@@ -1,0 +1,209 @@
+"""Labelled images for evaluation: where the labels come from, of which kind they are, which images are tested on."""
+
+from __future__ import annotations
+
+import math
+import re
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from barlow.errors import UserError
+from barlow.images import SAMPLE, Images, open_images
+from barlow.labels import labels_from_csv, labels_from_folders
+from barlow.pairs import read_table
+from barlow.protocols import stratified
+
+TEST_WORDS = ("test", "val", "valid", "validation")
+KINDS = {"labels": "labels", "value": "values", "values": "values"}  # by the name of the column; any other: classes
+SHARE = 0.8  # of the images are for training where the source does not say
+
+
+class Targets(NamedTuple):
+    """``kind`` "classes": int64 (n,), numbers of ``names``. "labels": bool (n, c), which of ``names`` apply.
+    "values": float32 (n, t)."""
+
+    kind: str
+    values: NDArray[Any]
+    names: list[str]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Images and their targets, one after the other through all ``images``; ``test``: bool (n,), which ones are tested
+    on, None until ``divided``. ``split`` says in words who decided that."""
+
+    images: tuple[Images, ...]
+    targets: Targets
+    test: NDArray[np.bool_] | None
+    split: str
+
+    def key(self, i: int) -> str:
+        """The name of image ``i`` of all."""
+        for images in self.images:
+            if i < len(images):
+                return images.key(i)
+            i -= len(images)
+        raise IndexError(i)
+
+
+def open_labelled(
+    labels: str | Path, *, images: str | None = None, test: str | Path | None = None, channels: int | None = None
+) -> Labelled:
+    """Opens labelled images; ``test`` is a second source of the same forms, for testing only.
+
+    ``labels``: ``sample``; a folder of class folders; a folder that holds two of these (train/ and test/ or val/) or
+    train.npz and test.npz; an ``.npz`` with ``images`` and ``labels`` (integers (n,): classes, 0 and 1 (n, c): labels
+    that do not exclude each other, real numbers: values); a data set file that carries labels; a CSV with a column
+    ``path`` and one of ``label``, ``labels`` (several, separated by ;) or ``value``, and maybe ``split`` (train, test).
+    ``images``: where the images of a CSV are; default: where the CSV is. Raises UserError.
+    """
+    first, second = (labels, test) if test is not None else _parts(labels)
+    found, targets, given = _open(first, images, channels)
+    if second is None:
+        return Labelled((found,), targets, given, "the column split" if given is not None else "")
+    if given is not None:
+        raise UserError(f"{first} has a column split: give it alone, or without that column and with a test set")
+    same_scale = found.value_range if found.dtype == "float32" else None
+    other, other_targets, given = _open(second, images, channels, same_scale)
+    if given is not None:
+        raise UserError(f"{second} has a column split and is given as the test set as well: leave one of the two out")
+    values = np.concatenate([targets.values, _aligned(targets, other_targets, second)])
+    part = np.repeat([False, True], [len(found), len(other)])
+    return Labelled((found, other), targets._replace(values=values), part, f"{Path(second).name} is the test set")
+
+
+def _parts(source: str | Path) -> tuple[str | Path, str | Path | None]:
+    """(training source, test source or None) of one that may hold both."""
+    folder = SAMPLE.parent if source == "sample" else Path(source)
+    if folder.is_dir():
+        for ending in (".npz", ""):
+            for word in TEST_WORDS:
+                train, test = folder / f"train{ending}", folder / f"{word}{ending}"
+                if train.exists() and test.exists() and train.is_dir() == test.is_dir() == (not ending):
+                    return train, test
+    return source, None
+
+
+def _open(
+    source: str | Path, images: str | None, channels: int | None, value_range: tuple[float, float] | None = None
+) -> tuple[Images, Targets, NDArray[np.bool_] | None]:
+    """(images, targets, which ones are tested on where the source says so)."""
+    path = SAMPLE if source == "sample" else Path(source)
+    if path.suffix.lower() == ".csv":
+        found = open_images(images or path, channels=channels, value_range=value_range)
+        return found, *_from_csv(path, found)
+    if images is not None:
+        raise UserError(f"{source} brings its own images: give images only with a CSV of labels")
+    numbers = _numbers(path)
+    if numbers is not None:
+        return open_images(np.load(path)["images"], channels=channels, value_range=value_range), numbers, None
+    found = open_images(path, channels=channels, value_range=value_range)
+    if found.labels is not None:
+        classes, values = np.unique(found.labels, return_inverse=True)
+        return found, Targets("classes", values.astype(np.int64), [str(name) for name in classes]), None
+    if found.kind != "folder":
+        raise UserError(f"{source} carries no labels: give class folders, an .npz with labels, or a CSV of path,label")
+    return found, Targets("classes", *labels_from_folders(found)), None
+
+
+def _numbers(path: Path) -> Targets | None:
+    """The labels of an .npz file where they are something else than one integer an image."""
+    if path.suffix.lower() != ".npz":
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            values = file["labels"] if "images" in file.files else np.zeros(1, int)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None  # open_images says what is wrong
+    if values.dtype.kind in "iub" and values.ndim == 1:
+        return None
+    if values.dtype.kind == "f" and values.ndim in (1, 2) and np.isfinite(values).all():
+        return Targets("values", values.reshape(len(values), -1).astype(np.float32), [])
+    if values.dtype.kind in "iub" and values.ndim == 2 and np.isin(values, (0, 1)).all():
+        return Targets("labels", values.astype(bool), [str(k) for k in range(values.shape[1])])
+    raise UserError(f"labels in {path} have shape {values.shape}: give integers (n,), 0 and 1 (n, c), or real numbers")
+
+
+def _from_csv(path: Path, images: Images) -> tuple[Targets, NDArray[np.bool_] | None]:
+    columns = {name.lower(): name for name in read_table(path, all_columns=True)}
+    word = next((word for word in ("label", "class", "target", *KINDS) if word in columns), None)
+    numbers, names = labels_from_csv(path, images, columns[word] if word else None)
+    targets = Targets("classes", numbers, names)
+    if word in KINDS:
+        targets = _values(path, numbers, names) if KINDS[word] == "values" else _several(numbers, names)
+    if "split" not in columns:
+        return targets, None
+    numbers, names = labels_from_csv(path, images, columns["split"])
+    if "train" not in names or len(names) != 2 or not set(names) <= {"train", *TEST_WORDS}:
+        raise UserError(f"the column split of {path} says {', '.join(names)}: it should say train and test")
+    return targets, numbers != names.index("train")
+
+
+def _values(path: Path, numbers: NDArray[np.int64], names: Sequence[str]) -> Targets:
+    try:
+        values = np.array([float(name) for name in names])
+    except ValueError:
+        values = np.array([math.nan])
+    if not np.isfinite(values).all():
+        raise UserError(f"the column of values in {path} holds something that is not a number")
+    return Targets("values", values[numbers, None].astype(np.float32), [])
+
+
+def _several(numbers: NDArray[np.int64], names: Sequence[str]) -> Targets:
+    sets = [{part.strip() for part in re.split(r"[;|]", name)} - {""} for name in names]
+    labels = sorted(set().union(*sets))
+    return Targets("labels", np.array([[label in some for label in labels] for some in sets])[numbers], labels)
+
+
+def _aligned(train: Targets, test: Targets, source: str | Path) -> NDArray[Any]:
+    """The values of ``test``, numbered as those of ``train``."""
+    if train.kind != test.kind or train.values.shape[1:] != test.values.shape[1:] and train.kind == "values":
+        raise UserError(f"{source} has labels of another kind than the training part: {test.kind}, not {train.kind}")
+    if unknown := sorted(set(test.names) - set(train.names)):
+        raise UserError(f"{source} has {unknown[0]!r}, which no training image is labelled with")
+    if train.kind == "classes":
+        return np.array([train.names.index(name) for name in test.names], np.int64)[test.values]
+    if train.kind == "values":
+        return test.values
+    values = np.zeros((len(test.values), len(train.names)), bool)
+    values[:, [train.names.index(name) for name in test.names]] = test.values
+    return values
+
+
+def divided(labelled: Labelled, digests: Sequence[bytes | None], seed: int) -> Labelled:
+    """The same with a test part, of the images that could be read (those with a digest of their content).
+
+    A given part is refused (UserError) when it holds an image that the training part holds too. Without one, a fifth
+    of the images becomes the test part, class by class, drawn by ``seed``; copies of one image stay on one side.
+    """
+    first: dict[bytes, int] = {}
+    source = np.array([-1 if d is None else first.setdefault(d, i) for i, d in enumerate(digests)])
+    if labelled.test is not None:
+        _refuse_leaks(labelled, labelled.test, source)
+        return labelled
+    targets = labelled.targets
+    originals = np.flatnonzero(source == np.arange(len(source)))
+    strata = targets.values[originals] if targets.kind == "classes" else np.zeros(len(originals), np.int64)
+    train = np.zeros(len(source), bool)
+    train[originals[stratified(strata, SHARE, np.random.default_rng(seed))]] = True
+    test = ~train[source]
+    return replace(labelled, test=test, split=f"a fifth held back, class by class, drawn by seed {seed}")
+
+
+def _refuse_leaks(labelled: Labelled, test: NDArray[np.bool_], source: NDArray[np.int64]) -> None:
+    read = source >= 0
+    both = np.intersect1d(source[~test & read], source[test & read])
+    if len(both):
+        copies = np.flatnonzero(source == both[0])
+        one, other = (labelled.key(int(copies[test[copies] == side][0])) for side in (False, True))
+        raise UserError(
+            f"{len(both):,} images are in the training part and in the test part, for example {one} and {other}: "
+            "remove them from one of the two"
+        )

@@ -1,0 +1,193 @@
+"""The report of a run: one HTML file that holds everything it shows, drawn from the run folder alone.
+
+No script, no font, no picture from elsewhere, and a content policy that forbids them; every string from the outside
+(file names are hostile) is escaped. What is not there yet, or cannot be read, is left out with a sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+import zipfile
+from datetime import datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import numpy as np
+from numpy.typing import NDArray
+
+from barlow.errors import UserError
+from barlow.figures import Snapshot, embedding_map, matrices, neighbours, spectra, strips
+from barlow.files import atomic_write
+from barlow.health import diagnose
+from barlow.pictures import thumbnail
+from barlow.runlog import SNAPSHOT, parse, read_environment
+from barlow.story import cards, choices, evaluation_table, health_charts, loss_charts, notes, overall
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class Folder(NamedTuple):
+    """What was found in a run folder; whatever was missing or unreadable is empty."""
+
+    path: Path
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    lines: dict[str, list[dict[str, Any]]]  # of metrics.jsonl, by kind
+    held_out: Arrays
+    snapshots: list[Snapshot]  # the first and the last, or one
+    evaluation: Any
+    quarantined: list[dict[str, Any]]
+
+
+def write_report(run: Path | str) -> Path:
+    """Draws report.html of the run folder ``run`` again and returns its path; reads nothing outside the folder.
+
+    Raises UserError when ``run`` is no run folder or cannot be written to.
+    """
+    run = Path(run)
+    if not (run / "config.toml").is_file() and not (run / "metrics.jsonl").is_file():
+        raise UserError(f"{run} is no run folder: it holds neither config.toml nor metrics.jsonl")
+    page = render(read_folder(run))
+    path = run / "report.html"
+    try:
+        atomic_write(path, page.encode("utf-8", "replace"))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    return path
+
+
+def read_folder(run: Path) -> Folder:
+    """Reads what the report needs; damaged lines and files count as absent."""
+    lines: dict[str, list[dict[str, Any]]] = {"train": [], "health": [], "speed": [], "event": []}
+    for line in _json_lines(run / "metrics.jsonl"):
+        if isinstance(line.get("step"), int):
+            lines.setdefault(str(line.get("kind")), []).append(line)
+    steps = sorted((int(m[1]), path) for path in (run / "snapshots").glob("step-*.npz") if (m := SNAPSHOT.fullmatch(path.name)))
+    sound = (made for step, path in steps if (made := _snapshot(step, path)))
+    first = next(sound, None)
+    backwards = (made for step, path in reversed(steps) if (made := _snapshot(step, path)))
+    last = next(backwards, None)
+    both = [first] if first and last and first.step == last.step else [s for s in (first, last) if s]
+    if both and any(a.shape != b.shape for a, b in zip(both[0][1:], both[-1][1:], strict=True)):
+        both = both[-1:]
+    return Folder(
+        run, _toml(run / "config.toml"), read_environment(run), lines, _held_out(run / "snapshots" / "held_out.npz"),
+        both, _json(run / "evaluation.json"), _json_lines(run / "quarantine.jsonl"),
+    )  # fmt: skip
+
+
+def render(folder: Folder) -> str:
+    """The page as text."""
+    source = (files("barlow") / "report.html.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(source).render(**context(folder))
+
+
+def context(folder: Folder) -> dict[str, Any]:
+    """Everything the template shows."""
+    health = folder.lines["health"] or _health_of(folder.snapshots)
+    started = str(folder.environment.get("started", ""))
+    shown = {
+        "name": folder.path.resolve().name,
+        "started": _day(started),
+        "version": folder.environment.get("barlow", ""),
+        "verdict": overall(health),
+        "cards": cards(folder.config, folder.lines, health),
+        "loss": loss_charts(folder.config, folder.lines["train"]),
+        "health": health_charts(health),
+        "matrices": [], "spectra": [], "neighbours": [], "strips": [], "map": None, "views": [],
+        "evaluation": evaluation_table(folder.evaluation),
+        "settings": choices(folder.config, folder.lines["event"]),
+        "machine": [(key, str(value)) for key, value in folder.environment.items() if value not in (None, "", [])],
+        "notes": notes(folder.lines["event"]),
+        "quarantined": len(folder.quarantined),
+        "examples": [(str(q.get("key", "?")), str(q.get("reason", ""))) for q in folder.quarantined[:5]],
+    }  # fmt: skip
+    _draw(folder, shown)
+    return shown
+
+
+def _draw(folder: Folder, shown: dict[str, Any]) -> None:
+    snapshots, held_out = folder.snapshots, folder.held_out
+    if "views_a" in held_out:
+        pairs = zip(held_out["views_a"], held_out["views_b"], strict=False)
+        shown["views"] = [(thumbnail(a), thumbnail(b)) for a, b in pairs][:8]
+    if not snapshots:
+        return
+    shown["dimensions"] = snapshots[-1].embedding_a.shape[1]
+    shown["matrices"], shown["spectra"] = matrices(snapshots), spectra(snapshots)
+    if "images" in held_out and len(held_out["images"]) == len(snapshots[-1].features):
+        images, keys = held_out["images"], [str(key) for key in held_out["keys"]]
+        shown["neighbours"] = neighbours(snapshots, images, keys)
+        shown["strips"] = strips(snapshots, images, keys)
+        shown["map"] = embedding_map(snapshots[-1].features, images, keys)
+
+
+def _health_of(snapshots: list[Snapshot]) -> list[dict[str, Any]]:
+    """Health lines made from the snapshots, for a run that has logged none."""
+    lines = []
+    for s in snapshots:
+        for of, found in (("features", diagnose(s.features)), ("embedding", diagnose(s.embedding_a, s.embedding_b))):
+            lines.append({"step": s.step, "of": of, "verdict": found.verdict, "sentence": found.sentence, **found.measures})
+    return lines
+
+
+def _arrays(path: Path) -> Arrays:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        return {}
+
+
+def _snapshot(step: int, path: Path) -> Snapshot | None:
+    stored = _arrays(path)
+    wanted = [stored.get(name) for name in Snapshot._fields[1:]]
+    arrays = [a.astype(np.float32) for a in wanted if a is not None and a.ndim == 2 and len(a) > 1 and a.shape[1] > 0]
+    if len(arrays) < 3 or not all(np.isfinite(a).all() for a in arrays) or arrays[1].shape != arrays[2].shape:
+        return None
+    return Snapshot(step, *arrays)
+
+
+def _held_out(path: Path) -> Arrays:
+    stored = _arrays(path)
+    pictures = {k: a for k, a in stored.items() if k != "keys" and a.ndim == 4 and a.dtype == np.uint8 and a.size}
+    if "images" in pictures:
+        count = len(pictures["images"])
+        keys = stored.get("keys", np.zeros(0))
+        pictures["keys"] = keys if len(keys) == count else np.arange(count).astype(str)
+    if "views_b" not in pictures:
+        pictures.pop("views_a", None)
+    return pictures
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [value for line in path.read_bytes().splitlines(keepends=True) if (value := parse(line))]
+    except OSError:
+        return []
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _day(started: str) -> str:
+    try:
+        moment = datetime.fromisoformat(started)
+    except ValueError:
+        return ""
+    return f"{moment.day} {moment:%B %Y}, {moment:%H:%M}"

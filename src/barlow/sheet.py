@@ -1,0 +1,194 @@
+"""A contact sheet: some originals, their views as the network will see them, and what was drawn written under each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import matplotlib
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from barlow.draws import order
+from barlow.errors import DataError, UserError
+from barlow.guard import BadImage
+from barlow.views import Draws, OwnView, View, apply_own, crop, draw, finish, generator
+
+CELL, GAP, LETTERS, LINE = 224, 20, 13, 17  # pixels: a picture, between pictures, a letter's and a line's height
+INK, PAPER = "#333333", "#ffffff"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # of the views; safe for colour-blind eyes
+
+
+class Readable(Protocol):
+    """What a contact sheet asks of its images; ``read`` gives (h, w, c) or raises BadImage."""
+
+    def __len__(self) -> int: ...
+    def read(self, i: int) -> NDArray[Any]: ...
+    def key(self, i: int) -> str: ...
+
+
+class Cell(NamedTuple):
+    picture: Image.Image
+    text: str
+
+
+def contact_sheet(
+    images: Readable, views: Sequence[View | OwnView], *, size: int, seed: int, count: int = 8, path: Path
+) -> Path:
+    """Writes a PNG of ``count`` images, one a row: the original with the crops marked, then its views of ``size``.
+
+    Which images, and what is drawn for them, are those of epoch 0 of a run with this seed. Unreadable images are
+    passed over. Of more than three channels the first three are shown, stretched to what the original holds.
+    """
+    if path.suffix.lower() != ".png":
+        raise UserError(f"a contact sheet is a PNG file: name it {path.with_suffix('.png').name}")
+    chosen, arrays = _readable(images, seed, count)
+    columns = [_view(view, k, arrays, chosen, size, seed) for k, view in enumerate(views)]
+    rows = []
+    for r, array in enumerate(arrays):
+        low, high = _range(array)
+        original, scale = _fitted(_picture(array, low, high))
+        marks = ImageDraw.Draw(original)
+        for k, (drawn, _) in enumerate(columns):
+            x, y, w, h = (drawn.box[r] * scale).tolist()
+            for inset in range(2):
+                edges = (x + inset, y + inset, max(x + inset, x + w - 1 - inset), max(y + inset, y + h - 1 - inset))
+                marks.rectangle(edges, outline=COLOURS[k % len(COLOURS)])
+        name = f"{_shortened(images.key(int(chosen[r])))}\n{array.shape[1]} × {array.shape[0]} pixels"
+        rows.append([Cell(original, name)])
+        for view, (drawn, made) in zip(views, columns, strict=True):
+            text = ", ".join(caption(drawn, r)) if isinstance(view, View) else "your own view"
+            rows[-1].append(Cell(_fitted(_picture(made[r], low, high))[0], text))
+    _composed(rows).save(path, format="PNG")
+    return path
+
+
+def caption(draws: Draws, i: int) -> list[str]:
+    """What was drawn for image ``i`` in a few words each; what was left as it is goes unmentioned."""
+    width, height = draws.box[i, 2:].tolist()
+    said = [f"crop {width} × {height}"]
+    said += ["flipped"] if draws.flip[i] else []
+    said += ["upside down"] if draws.flip_vertical[i] else []
+    said += [f"turned {90 * draws.turn[i]}°"] if draws.turn[i] else []
+    for name in ("brightness", "contrast", "saturation"):
+        change = round(100 * (float(getattr(draws, name)[i]) - 1))
+        said += [f"{name} {_signed(change)} %"] if change and not (name == "saturation" and draws.gray[i]) else []
+    turned = round(360 * float(draws.hue[i]))
+    said += [f"hue {_signed(turned)}°"] if turned and not draws.gray[i] else []
+    if (draws.gain[i] != 1).any():
+        said.append(f"gains {draws.gain[i].min():.2f} to {draws.gain[i].max():.2f}")
+    if draws.offset[i].any():
+        said.append(f"offsets {_signed(100 * draws.offset[i].min())} to {_signed(100 * draws.offset[i].max())} %")
+    said += ["gray"] if draws.gray[i] else []
+    said += [f"blur σ {draws.sigma[i]:.1f}"] if draws.sigma[i] else []
+    said += ["solarised"] if np.isfinite(draws.solarize[i]) else []
+    return said
+
+
+def _signed(number: float) -> str:
+    return f"{number:+.0f}".replace("-", "−")
+
+
+def _readable(images: Readable, seed: int, count: int) -> tuple[NDArray[np.int64], list[NDArray[Any]]]:
+    chosen: list[int] = []
+    arrays: list[NDArray[Any]] = []
+    for i in order(seed, 0, len(images), np.arange(len(images))) if len(images) else ():
+        if len(arrays) == count:
+            break
+        try:
+            arrays.append(images.read(int(i)))
+            chosen.append(int(i))
+        except BadImage:
+            continue
+    if not arrays:
+        raise DataError("no image could be read, so there is nothing to show; `barlow check` lists the reasons")
+    return np.array(chosen), arrays
+
+
+def _view(
+    view: View | OwnView, number: int, arrays: list[NDArray[Any]], chosen: NDArray[np.int64], size: int, seed: int
+) -> tuple[Draws, NDArray[Any]]:
+    """What is drawn for a view, and its pictures, float (n, size, size, c) in [0, 1]."""
+    sizes, channels = np.array([array.shape[:2] for array in arrays]), arrays[0].shape[2]
+    epochs = np.zeros(len(chosen), np.int64)
+    drawn = draw(view if isinstance(view, View) else View(), seed, epochs, chosen, number, sizes, channels)
+    crops, plain = torch.from_numpy(crop(arrays, drawn, size)), ([0.0] * channels, [1.0] * channels)
+    if isinstance(view, View):
+        made = finish(crops, drawn, *plain)
+    else:
+        made = apply_own(view, crops, generator(seed, epochs, chosen, number), *plain)
+    return drawn, made.permute(0, 2, 3, 1).numpy()
+
+
+def _range(array: NDArray[Any]) -> tuple[float, float]:
+    """What is shown as black and white: the full range of photographs, the central 98 % of anything else."""
+    if array.dtype == np.uint8 and array.shape[2] in (1, 3):
+        return 0.0, 1.0
+    low, high = np.percentile(_unit(array[..., :3]), (1, 99))
+    return float(low), float(max(high, low + 1e-6))
+
+
+def _unit(array: NDArray[Any]) -> NDArray[Any]:
+    return array / np.iinfo(array.dtype).max if array.dtype.kind == "u" else array
+
+
+def _picture(array: NDArray[Any], low: float, high: float) -> Image.Image:
+    """(h, w, c) of any channels as RGB: one or two show the first as gray, more the first three."""
+    shown = _unit(array[..., :3] if array.shape[2] >= 3 else array[..., :1].repeat(3, axis=2))
+    return Image.fromarray(np.rint(np.clip((shown - low) / (high - low), 0, 1) * 255).astype(np.uint8))
+
+
+def _fitted(picture: Image.Image) -> tuple[Image.Image, float]:
+    """The picture at the size of a cell and the factor: small ones by a whole number, so that pixels can be seen."""
+    scale = CELL / max(picture.size)
+    scale, how = (int(scale), Image.Resampling.NEAREST) if scale >= 1 else (scale, Image.Resampling.LANCZOS)
+    width, height = (max(1, round(v * scale)) for v in picture.size)
+    return picture.resize((width, height), how), scale
+
+
+def _shortened(key: str) -> str:
+    return key if len(key) <= 30 else f"{key[:12]}…{key[-17:]}"
+
+
+def _composed(rows: list[list[Cell]]) -> Image.Image:
+    """The sheet: a line of headings, then row after row of pictures with their text."""
+    file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"  # Pillow's own font has no σ
+    font = ImageFont.truetype(str(file), LETTERS)
+    lines = [[_wrapped(cell.text, font) for cell in row] for row in rows]
+    heights = [
+        max(cell.picture.height + LINE * len(text) for cell, text in zip(row, said, strict=True))
+        for row, said in zip(rows, lines, strict=True)
+    ]
+    step = CELL + GAP
+    sheet = Image.new("RGB", (GAP + step * len(rows[0]), 2 * GAP + LINE + sum(heights) + GAP * len(rows)), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for k in range(len(rows[0])):
+        heading, colour = (f"view {k}", COLOURS[(k - 1) % len(COLOURS)]) if k else ("original", INK)
+        pen.text((GAP + k * step, GAP), heading, fill=colour, font=font)
+    top = 2 * GAP + LINE - 8
+    for row, said, height in zip(rows, lines, heights, strict=True):
+        for k, (cell, text) in enumerate(zip(row, said, strict=True)):
+            left, below = GAP + k * step, top + cell.picture.height + 4
+            sheet.paste(cell.picture, (left, top))
+            for number, line in enumerate(text):
+                pen.text((left, below + number * LINE), line, fill=INK, font=font)
+        top += height + GAP
+    return sheet
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont) -> list[str]:
+    """Lines no wider than a cell, broken after commas and at line ends."""
+    lines: list[str] = []
+    for paragraph in text.split("\n"):
+        lines.append("")
+        for word in paragraph.split(", "):
+            longer = f"{lines[-1]}, {word}" if lines[-1] else word
+            if lines[-1] and font.getlength(longer) > CELL:
+                lines[-1] += ","
+                lines.append(word)
+            else:
+                lines[-1] = longer
+    return lines

@@ -1,0 +1,202 @@
+"""What the report tells in words, numbers and curves, from the lines of metrics.jsonl and the settings."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from markupsafe import Markup
+
+from barlow.pictures import Line, chart, short
+from barlow.progress import duration
+from barlow.verdict import CAUSES, REMEDIES
+
+Lines = list[dict[str, Any]]
+
+NAMES = {"features": "Encoder output", "embedding": "Embedding"}
+EVIDENCE = {  # the section whose picture shows it
+    "complete collapse": "answers", "dimensional collapse": "spectrum", "redundant features": "matrix",
+    "cluster collapse": "map", "identical views": "views", "shortcut": "spectrum", "not learning yet": "loss",
+}  # fmt: skip
+WATCHED = (  # measure, title, words for its axis, drawn as per cent
+    ("twins_found", "Twins found", True),
+    ("effective_rank", "Effective rank", False),
+    ("mean_diagonal", "Agreement of the views (mean diagonal)", False),
+    ("off_diagonal_excess", "Redundancy beside its sampling floor of 1", False),
+    ("relative_spread", "Relative spread", False),
+    ("duplicate_dimensions", "Dimensions that are copies", True),
+)
+
+
+def tone(verdict: str) -> str:
+    """The CSS class of a verdict: "good", "wait" or "bad"."""
+    return {"healthy": "good", "not learning yet": "wait", "no verdict yet": "wait"}.get(verdict, "bad")
+
+
+def number(value: Any) -> float | None:
+    """``value`` as a finite float; None for anything else (missing, null, a word)."""
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if usable else None
+
+
+def last(lines: Lines, key: str, **where: str) -> float | None:
+    """The newest finite value of ``key`` among the lines that match ``where``."""
+    chosen = (line for line in reversed(lines) if all(line.get(k) == v for k, v in where.items()))
+    return next((value for line in chosen if (value := number(line.get(key))) is not None), None)
+
+
+def overall(health: Lines) -> dict[str, Any]:
+    """The headline: the newest verdict on the embedding and on the encoder's output, the worse of the two on top."""
+    parts = []
+    for of in ("embedding", "features"):
+        newest = next((line for line in reversed(health) if line.get("of") == of), None)
+        if newest:
+            word = str(newest.get("verdict", ""))
+            parts.append({"of": NAMES[of], "word": word, "sentence": str(newest.get("sentence", "")), "tone": tone(word)})
+    if not parts:
+        sentence = "Nothing has been measured yet: the run has only just begun."
+        return {"word": "no verdict yet", "tone": "wait", "sentence": sentence, "parts": [], "causes": (), "remedy": "",
+                "evidence": ""}  # fmt: skip
+    worst = min(parts, key=lambda part: ("bad", "wait", "good").index(part["tone"]))
+    word = worst["word"]
+    remedy = REMEDIES.get(word, "") if worst["tone"] != "good" else ""
+    return {"word": word, "tone": worst["tone"], "sentence": worst["sentence"], "parts": parts,
+            "causes": CAUSES.get(word, ()), "remedy": remedy, "evidence": EVIDENCE.get(word, "")}  # fmt: skip
+
+
+def cards(config: dict[str, Any], lines: dict[str, Lines], health: Lines) -> list[tuple[str, str, str]]:
+    """(title, value, note) of the key numbers; a number that is not known has no card."""
+    train, speed = lines["train"], lines["speed"]
+    shown = []
+    loss, least = last(train, "loss"), last(train, "floor")
+    if loss is not None:
+        shown.append(("Loss", figure(loss), f"floor {figure(least)}" if least is not None else ""))
+    for of in ("embedding", "features"):
+        found, n = last(health, "twins_found", of=of), last(health, "n", of=of)
+        if found is not None and n:
+            shown.append(("Twins found", f"{found:.0%}", f"of {n:,.0f} held-out images; chance {1 / n:.1%}"))
+            break
+    rank, room = last(health, "effective_rank", of="features"), None
+    if rank is not None:
+        sizes = [last(health, key, of="features") for key in ("n", "d")]
+        room = min(sizes[0] - 1, sizes[1]) if sizes[0] and sizes[1] else None
+        shown.append(("Effective rank", f"{rank:.0f}", f"of {room:,.0f} in the encoder's output" if room else ""))
+    step, batch = last(train, "step"), number(config.get("batch_size"))
+    if step is not None:
+        epoch = last(train, "epoch")
+        seen = f"{step * batch:,.0f}" if batch else f"{step:,.0f} steps"
+        note = f"{step:,.0f} steps" if batch else ""
+        shown.append(("Images seen", seen, note + (f", {epoch:.1f} epochs" if epoch is not None else "")))
+    seconds, rate = last(speed, "seconds"), last(speed, "images_per_s")
+    if seconds is not None:
+        shown.append(("Time", duration(seconds), f"{rate:,.0f} images a second" if rate is not None else ""))
+    return shown
+
+
+def figure(value: float) -> str:
+    """A loss or a count with three digits that mean something."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def loss_charts(config: dict[str, Any], train: Lines) -> list[Markup]:
+    """The loss beside its floor, and its two terms apart (redundancy times λ, so that they add up)."""
+    def series(key: str, factor: float = 1.0) -> list[float]:
+        return [factor * value if (value := number(line.get(key))) is not None else math.nan for line in train]
+
+    steps = [float(line["step"]) for line in train]
+    weight = number(config.get("lambda"))
+    redundancy = "redundancy" if weight is None else f"redundancy × λ ({weight:g})"
+    low = max(min((f for f in series("floor") if f > 0), default=1e-3) / 3, 1e-6)
+    return [made for made in (
+        chart([Line("loss", steps, series("loss")), Line("floor", steps, series("floor"), "faint", dashed=True)],
+              title="Loss", x_label="steps", y_log=True, low=low),
+        chart([Line("invariance", steps, series("invariance")), Line(redundancy, steps, series("redundancy", weight or 1.0), "two")],
+              title="Its two terms", x_label="steps", y_log=True, low=1e-4),
+    ) if made]  # fmt: skip
+
+
+def health_charts(health: Lines) -> list[Markup]:
+    """One small chart a measure, embedding and encoder's output together."""
+    charts = []
+    for key, title, percent in WATCHED:
+        lines = []
+        for of, line_tone in (("embedding", "one"), ("features", "two")):
+            points = [(line["step"], value) for line in health if line.get("of") == of and (value := number(line.get(key))) is not None]
+            if len(points) > 1:
+                lines.append(Line(NAMES[of].lower(), [p[0] for p in points], [p[1] for p in points], line_tone))
+        charts.append(chart(lines, title=title, x_label="steps", zero=True, percent=percent))
+    return [made for made in charts if made]
+
+
+def evaluation_table(rows: Any) -> dict[str, Any] | None:
+    """evaluation.json as a table: columns in the order they come, the best of each row marked. None without rows."""
+    rows = rows.get("rows") if isinstance(rows, dict) else rows
+    rows = [row for row in rows if isinstance(row, dict) and "protocol" in row] if isinstance(rows, list) else []
+    if not rows:
+        return None
+    known = ("protocol", "unit", "interval")
+    columns = list(dict.fromkeys(key for row in rows for key in row if key not in known and any(number(r.get(key)) is not None for r in rows)))
+    table = []
+    for row in rows:
+        values = [number(row.get(column)) for column in columns]
+        best = max((v for v in values if v is not None), default=None)
+        share = row.get("unit", "accuracy") == "accuracy"
+        cells = [{"text": _score(v, share), "best": v is not None and v == best, "width": 100 * v if share and v else 0} for v in values]
+        table.append({"protocol": str(row["protocol"]), "cells": cells, "interval": _interval(row.get("interval"), share)})
+    return {"columns": columns, "rows": table, "intervals": any(row["interval"] for row in table)}
+
+
+def _score(value: float | None, share: bool) -> str:
+    if value is None:
+        return "–"
+    return f"{100 * value:.1f} %" if share else f"{value:.4g}"
+
+
+def _interval(ends: Any, share: bool) -> str:
+    if isinstance(ends, list | tuple) and len(ends) == 2 and all(number(end) is not None for end in ends):
+        return f"{_score(float(ends[0]), share)} to {_score(float(ends[1]), share)}"
+    return ""
+
+
+def choices(config: dict[str, Any], events: Lines) -> list[tuple[str, str, str]]:
+    """(word, value, reason): the settings in their order; the reason where the run chose by itself and said why."""
+    reasons = {}
+    for event in events:
+        word, equals, rest = str(event.get("message", "")).partition(" = ")
+        if equals and event.get("step") == 0 and word in config:
+            reasons[word] = after_value(rest)
+    return [(word, spell(value), reasons.get(word, "")) for word, value in config.items()]
+
+
+def after_value(text: str) -> str:
+    """What follows the first ``: `` that stands outside all brackets and quotation marks."""
+    depth, quote = 0, ""
+    for i, letter in enumerate(text):
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        elif letter in "([{":
+            depth += 1
+        elif letter in ")]}":
+            depth -= 1
+        elif depth == 0 and text.startswith(": ", i):
+            return text[i + 2 :]
+    return ""
+
+
+def spell(value: Any) -> str:
+    """A setting as people read it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return " · ".join(map(spell, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {spell(inner)}" for key, inner in value.items())
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def notes(events: Lines) -> list[tuple[str, str]]:
+    """(step, message) of the last twenty events that are no choice of a setting."""
+    told = [event for event in events if event.get("step") or " = " not in str(event.get("message", ""))]
+    return [(short(float(event["step"])), str(event.get("message", ""))) for event in told[-20:]]

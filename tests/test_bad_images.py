@@ -1,0 +1,239 @@
+"""Mistakes in one sentence; broken files replaced by rule, written down, and the end of a run when they are many."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import corpus
+import numpy as np
+import pytest
+from corpus import folder_of, npy, picture
+
+from barlow import images as room
+from barlow import sources
+from barlow.errors import DataError, Stopped, UserError
+from barlow.guard import BadImage
+from barlow.images import Images, open_images
+from barlow.quarantine import Quarantine, read_quarantine
+from barlow.reading import replacements
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+BAD_SOURCES: dict[str, tuple[dict[str, bytes], str, str]] = {
+    "no such place": ({}, "nothing here", "there is no file or folder .*nothing here"),
+    "empty folder": ({}, "", "no images in"),
+    "folder of other things": ({"a.txt": b"x", "b.mp4": b"x"}, "", r"no images in .* \(passed over: 1 \.(mp4|txt), 1"),
+    "only broken images": ({"a.jpg": b"<html>"}, "", "none of the 1 images .* a.jpg: a web page, not an image"),
+    "a text file renamed": ({"a.jpg": b"hello"}, "a.jpg", "a.jpg: text, not an image"),
+    "an empty file": ({"a.png": b""}, "a.png", "a.png: an empty file"),
+    "an empty list": ({"a.txt": b"\n# only this\n"}, "a.txt", "no images in .*a.txt"),
+    "a list that is none": ({"a.bin": b"\0\1\2\0"}, "a.bin", "neither an image nor a text file of paths"),
+    "a list of files that are gone": ({"a.txt": b"b.png\nc.png"}, "a.txt", "first, b.png: cannot be read"),
+    "pickled array": ({"a.npy": npy(np.array([{}, None]), allow_pickle=True)}, "a.npy", "pickled objects, which"),
+    "pickled file": ({"a.npy": pickle.dumps([1])}, "a.npy", "pickled objects, which"),
+    "empty npy": ({"a.npy": b""}, "a.npy", "cannot be read as an array"),
+    "cut npy": ({"a.npy": npy(np.zeros((3, 4, 5)))[:-9]}, "a.npy", "cannot be read as an array"),
+    "npz that is none": ({"a.npz": b"hello"}, "a.npz", "cannot be read as an array"),
+    "wrong shape": ({"a.npy": npy(np.zeros((3, 4, 5, 6, 7)))}, "a.npy", r"shape \(3, 4, 5, 6, 7\)"),
+    "channels first": ({"a.npy": npy(np.zeros((9, 3, 32, 32)))}, "a.npy", r"channels first: transpose it"),
+    "words": ({"a.npy": npy(np.array([[["a"]]]))}, "a.npy", "type <U1"),
+    "none in it": ({"a.npy": npy(np.zeros((0, 4, 4)))}, "a.npy", "holds no images"),
+    "no number finite": ({"a.npy": npy(np.full((2, 4, 4), np.nan))}, "a.npy", "holds no finite number"),
+    "cut tar": ({"a.tar": b"hello" * 200}, "a.tar", "not a whole, uncompressed tar"),
+    "empty csv": ({"a.csv": b""}, "a.csv", "a.csv is empty"),
+    "csv without paths": ({"a.csv": b"a,b\n1,2\n"}, "a.csv", "one column of image paths, .* it has none"),
+    "csv with three": ({"a.csv": b"a.png,b.png,c.png\n"}, "a.csv", "it has 3"),
+    "ragged csv": ({"a.csv": b"a,b\n1,2\n3\n"}, "a.csv", "row 3 of .* another number of columns"),
+    "broken parquet": ({"a.parquet": b"PAR1 and no more"}, "a.parquet", "cannot be read as a table"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_SOURCES)
+def test_mistakes_in_one_sentence(tmp_path: Path, name: str) -> None:
+    files, source, sentence = BAD_SOURCES[name]
+    corpus.write(tmp_path, files)
+    with pytest.raises(UserError, match=sentence) as mistake:
+        open_images(tmp_path / source)
+    assert "\n" not in str(mistake.value)
+    assert len(str(mistake.value)) < 400
+
+
+def test_more_mistakes(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.zeros((2, 3, 3)), y=np.zeros((2, 3, 3)))
+    with pytest.raises(UserError, match="holds x, y: name the array of images 'images'"):
+        open_images(tmp_path / "a.npz")
+    np.savez(tmp_path / "a.npz", images=np.zeros((2, 3, 3)), labels=np.zeros(3, int))
+    with pytest.raises(UserError, match=r"labels in .* shape \(3,\)"):
+        open_images(tmp_path / "a.npz")
+    with pytest.raises(UserError, match="channels must be 1 or more"):
+        open_images("sample", channels=0)
+    with pytest.raises(UserError, match="has 1 channels where the data set has 4"):
+        open_images("sample", channels=4)
+    with pytest.raises(UserError, match="item 1 of the list"):
+        open_images([picture(), np.zeros(3)])
+    with pytest.raises(UserError, match="no images"):
+        open_images([])
+    folder_of(tmp_path / "in", 2)
+    with pytest.raises(UserError, match="can have 7 channels"):
+        open_images(tmp_path / "in", channels=7)
+
+
+def test_a_folder_that_may_not_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder_of(tmp_path, 1)
+
+    def refuse(path: bytes) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=r"cannot be listed \(Permission denied\): give this user the right"):
+        open_images(tmp_path)
+
+
+@pytest.mark.parametrize("faults", [1, 3, 4])
+def test_passing_faults_are_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faults: int) -> None:
+    images_of = folder_of(tmp_path / "in", 2)
+    images, waits, real, left = open_images(tmp_path / "in"), [], os.open, [faults]
+
+    def flaky(path: bytes, *args: Any, **options: Any) -> int:
+        if left[0]:
+            left[0] -= 1
+            raise OSError(errno.EIO, "Input/output error")
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(os, "open", flaky)
+    monkeypatch.setattr("time.sleep", waits.append)
+    if faults < 4:
+        np.testing.assert_array_equal(images.read(0), images_of[0])
+        assert waits == list(sources.WAITS[:faults])
+    else:
+        with pytest.raises(BadImage, match="cannot be read: Input/output error"):
+            images.read(0)
+
+
+def test_a_vanished_source_stops_the_run_and_does_not_blame_its_images(tmp_path: Path) -> None:
+    folder_of(tmp_path / "in", 2)
+    images = open_images(tmp_path / "in")
+    (tmp_path / "in").rename(tmp_path / "out")
+    with pytest.raises(Stopped, match="is gone: bring it back and resume") as stop:
+        images.read(0)
+    assert stop.value.exit_code == 75
+
+
+def corpus_run(folder: Path) -> tuple[list[bytes], list[int], set[str]]:
+    images = open_images(folder)
+    out = [images.read_or_replace(i) for i in range(len(images))]
+    bad = {b.key for _, _, b in out if b is not None} | {k.decode() for k in images.bad["path"].to_pylist()}
+    return [array.tobytes() for array, _, _ in out], [used for _, used, _ in out], bad
+
+
+def test_a_run_over_the_corpus_completes_with_the_same_bits(tmp_path: Path) -> None:
+    broken = corpus.broken_files()
+    assert len(broken) >= 200
+    corpus.write(tmp_path / "in", broken)
+    folder_of(tmp_path / "in" / "good", 30)
+    pixels, used, bad = corpus_run(tmp_path / "in")
+    assert bad == set(broken)
+    assert corpus_run(tmp_path / "in") == (pixels, used, bad)
+    with pytest.raises(DataError) as stop:
+        Quarantine(open_images(tmp_path / "in"), None).start()
+    assert str(stop.value).count(",") >= 9  # ten names
+
+
+def test_replacements_depend_on_the_number_alone() -> None:
+    assert replacements(5, 1000) == replacements(5, 1000)
+    assert replacements(5, 1000)[:5] != replacements(6, 1000)[:5]
+    assert all(0 <= k < 7 for k in replacements(3, 7))
+    spread = np.bincount([replacements(i, 10)[0] for i in range(2000)], minlength=10)
+    assert 140 < spread.min() < spread.max() < 270  # 200 each, within 4.5 sd
+
+
+def test_nothing_left_to_replace_with(tmp_path: Path) -> None:
+    folder_of(tmp_path / "in", 2)
+    images = open_images(tmp_path / "in")
+    for file in (tmp_path / "in").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(DataError, match=r"00.png cannot be read \(an empty file\), nor can 100 others"):
+        images.read_or_replace(0)
+
+
+def test_quarantine_records_each_file_once(tmp_path: Path) -> None:
+    folder_of(tmp_path / "in", 300)
+    corpus.write(tmp_path / "in", {"page.jpg": b"<html>", "new\nline.png": b""})
+    images, file = open_images(tmp_path / "in"), tmp_path / "quarantine.jsonl"
+    (tmp_path / "in" / "05.png").write_bytes(corpus.good_files()["colour.png"][:-500])
+    for _ in range(2):  # the second time as a resume
+        quarantine = Quarantine(images, file)
+        quarantine.start()
+        for _ in range(2):
+            _, _, bad = images.read_or_replace(5)
+            quarantine.add(150, [None, bad, bad])
+    rows = read_quarantine(file)
+    assert [row["path"] for row in rows] == ["new\\x0aline.png", "page.jpg", "05.png"]
+    assert [row["reason"] for row in rows] == ["an empty file", "a web page, not an image", "image file is truncated"]
+    assert [row["found"] for row in rows] == ["header", "header", "pixels"]
+    whole = (tmp_path / "in" / "05.png").read_bytes()
+    assert rows[2]["sha256"] == hashlib.sha256(whole).hexdigest()
+    assert rows[2]["bytes"] == len(whole)
+    with file.open("a") as out:
+        out.write('{"path": "cut o')  # a crash while writing
+    quarantine = Quarantine(images, file)
+    assert len(quarantine.written) == 3
+    assert [json.loads(line)["path"] for line in file.read_text().splitlines()] == [row["path"] for row in rows]
+
+
+def bads(images: Images, count: int) -> list[Any]:
+    return [room.Bad(k, images.key(k), "an empty file") for k in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("total", "steps", "max_bad", "stops"),
+    [
+        (1000, [(100, 5)], 0.05, False),
+        (1000, [(100, 6)], 0.05, True),
+        (1000, [(20, 5)], 0.05, False),  # a share of twenty says little yet
+        (1000, [(20, 6)], 0.05, True),  # but six are more than 5 of the first hundred can be
+        (1000, [(400, 20)], 0.05, False),
+        (1000, [(400, 21)], 0.05, True),
+        (1000, [(99, 99)], 1.0, False),
+        (1000, [(100, 100)], 1.0, True),
+        (1000, [(100, 99)], 1.0, False),
+        (40, [(40, 2)], 0.05, False),
+        (40, [(40, 3)], 0.05, True),
+        (40, [(40, 1)], 0.0, True),
+    ],
+)
+def test_the_rule_for_too_many(
+    tmp_path: Path, total: int, steps: list[tuple[int, int]], max_bad: float, stops: bool
+) -> None:
+    images = open_images(np.zeros((total, 2, 2, 1), np.uint8))
+    quarantine = Quarantine(images, None, max_bad)
+    seen, count = steps[0]
+    if not stops:
+        quarantine.add(seen, bads(images, count))
+        return
+    with pytest.raises(DataError) as stop:
+        quarantine.add(seen, bads(images, count))
+    assert stop.value.exit_code == 3
+    assert f"The first: {', '.join(str(k) for k in range(min(count, 10)))}" in str(stop.value)
+
+
+def test_headers_and_pixels_count_together(tmp_path: Path) -> None:
+    folder_of(tmp_path / "in", 194, height=2, width=2)
+    corpus.write(tmp_path / "in", {f"x{k}.png": b"" for k in range(6)})  # 3 %
+    images = open_images(tmp_path / "in")
+    quarantine = Quarantine(images)
+    quarantine.start()
+    quarantine.add(194, bads(images, 4))  # 2 %: 5 % in all
+    with pytest.raises(DataError, match="11 images of 200"):
+        quarantine.add(0, bads(images, 5))
+    with pytest.raises(DataError, match=r"max_bad = 0\.01"):
+        Quarantine(images, None, 0.01).start()
+    with pytest.raises(UserError, match="share between 0 and 1"):
+        Quarantine(images, None, 5)

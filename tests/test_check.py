@@ -1,0 +1,184 @@
+"""The report before a run names what is wrong with a pile of images, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import corpus
+import numpy as np
+import pytest
+from corpus import encoded, npy
+from PIL import Image
+
+from barlow import check as room
+from barlow.check import check
+from barlow.check_table import rows
+from barlow.duplicates import groups, near_pairs, normalised, same, thumbnail
+from barlow.errors import DataError, UserError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def scene(seed: int, height: int = 60, width: int = 80) -> Array:
+    """A smooth picture in colour: large blobs, as photographs have."""
+    small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return np.array(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def scenes(folder: Path, count: int = 20, first: int = 0) -> None:
+    corpus.write(folder, {f"{k:02}.png": encoded(scene(first + k), "PNG") for k in range(count)})
+
+
+def test_a_clean_pile(tmp_path: Path) -> None:
+    scenes(tmp_path)
+    report = check(tmp_path)
+    assert report["images"] == 20
+    assert report["modes"] == {"RGB": 20}
+    assert report["height"] == {"least": 60, "median": 60, "most": 60}
+    for finding in ("unreadable", "tiny", "constant", "exact_duplicates", "near_duplicates"):
+        assert report[finding]["count"] == 0, finding
+    assert (report["usable"], report["problems"], report["leaks"]) == (True, [], [])
+    pixels = np.stack([scene(k) for k in range(20)]).reshape(-1, 3) / 255
+    np.testing.assert_allclose(report["mean"], pixels.mean(0), atol=1e-4)
+    np.testing.assert_allclose(report["sd"], pixels.std(0), atol=1e-4)
+
+
+def test_each_finding(tmp_path: Path) -> None:
+    scenes(tmp_path, 40)
+    first = Image.fromarray(scene(0))
+    grey = scene(200).mean(2, dtype=np.float64).astype(np.uint8)[..., None].repeat(3, 2)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files = {
+        "copy.png": encoded(scene(3), "PNG"),
+        "copy2.png": encoded(scene(3), "PNG"),
+        "again.jpg": encoded(first.resize((40, 30)), "JPEG", quality=70),
+        "brighter.png": encoded(first.point(lambda v: int(v * 0.8 + 30)), "PNG"),
+        "tiny.png": encoded(scene(100, 7, 9), "PNG"),
+        "black.png": encoded(np.zeros((60, 80, 3), np.uint8), "PNG"),
+        "white.jpg": encoded(np.full((60, 80, 3), 255, np.uint8), "JPEG"),
+        "grey.png": encoded(grey, "PNG"),
+        "page.jpg": b"<html>",
+        "cut.png": encoded(scene(101), "PNG")[:-300],
+        "turned.jpg": encoded(scene(102), "JPEG", exif=exif),
+        "notes.txt": b"x",
+    }
+    corpus.write(tmp_path, files)
+    report = check(tmp_path)
+    assert report["images"] == 49
+    assert report["unreadable"]["examples"] == [
+        "page.jpg: a web page, not an image",
+        "cut.png: image file is truncated",
+    ]
+    assert report["tiny"]["examples"] == ["tiny.png: 7×9"]
+    assert report["constant"]["examples"] == ["black.png", "white.jpg"]
+    assert report["grey_saved_as_colour"] == 3  # black and white are grey too
+    assert report["exact_duplicates"] == {"count": 2, "groups": 1, "examples": ["03.png = copy.png = copy2.png"]}
+    assert report["near_duplicates"]["examples"] == ["00.png = again.jpg = brighter.png"]
+    assert report["near_duplicates"]["count"] == 2
+    assert (report["turned"], report["animated"], report["passed_over"]) == (1, 0, {".txt": 1})
+    assert report["modes"] == {"RGB": 49, "RGB turned": 1}
+    assert report["usable"]
+    assert json.loads(json.dumps(report)) == report
+    table = dict(rows(report))
+    assert table["exact duplicates"] == "2 (03.png = copy.png = copy2.png …)"
+    assert table["unreadable"].startswith("2 (page.jpg: a web page")
+    assert table["height"] == "7 to 80, half of them up to 60"
+
+
+def test_leaks_between_all_splits(tmp_path: Path) -> None:
+    scenes(tmp_path / "train", 20)
+    scenes(tmp_path / "val", 5, first=50)
+    scenes(tmp_path / "test", 5, first=60)
+    corpus.write(tmp_path / "val", {"a.png": encoded(scene(7), "PNG")})
+    corpus.write(
+        tmp_path / "test", {"b.jpg": encoded(scene(8), "JPEG", quality=60), "c.png": encoded(scene(52), "PNG")}
+    )
+    report = check(tmp_path / "train", {"val": tmp_path / "val", "test": tmp_path / "test"})
+    found = {tuple(leak["between"]): (leak["exact"]["examples"], leak["near"]["examples"]) for leak in report["leaks"]}
+    assert found == {
+        ("images", "val"): (["07.png = a.png"], []),
+        ("images", "test"): ([], ["08.png = b.jpg"]),
+        ("val", "test"): (["02.png = c.png"], []),
+    }
+    assert len(report["problems"]) == 3
+    assert report["problems"][0] == "images and val share 1 images: results on one would be too good"
+    assert report["usable"]
+    assert dict(rows(report))["images and val: same"] == "1 (07.png = a.png)"
+
+
+@pytest.mark.parametrize(
+    ("files", "problem"),
+    [
+        ({"a.png": encoded(scene(0), "PNG")}, "1 usable image: two views of many"),
+        (
+            {f"{k}.png": encoded(np.full((9, 9, 3), 10 * k, np.uint8), "PNG") for k in range(5)},
+            "all images are constant",
+        ),
+        ({f"{k}.png": encoded(scene(k), "PNG") for k in range(9)} | {"x.png": b""}, "1 of 10 images cannot be read"),
+    ],
+)
+def test_unusable(tmp_path: Path, files: dict[str, bytes], problem: str) -> None:
+    corpus.write(tmp_path, files)
+    report = check(tmp_path)
+    assert not report["usable"]
+    assert report["problems"][0].startswith(problem)
+
+
+def test_nothing_to_check(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no images"):
+        check(tmp_path)
+    corpus.write(tmp_path, {"a.png": b"", "b.png": b"<html>"})
+    with pytest.raises(DataError, match="none of the 2 images"):
+        check(tmp_path)
+
+
+def test_arrays_and_many_channels(tmp_path: Path) -> None:
+    bands = [np.random.default_rng(k).integers(0, 9000, (20, 24, 7)).astype(np.uint16) for k in range(6)]
+    corpus.write(tmp_path / "in", {f"{k}.npy": npy(a) for k, a in enumerate(bands)})
+    for source in (tmp_path / "in", np.stack(bands), bands):
+        report = check(source)
+        assert (report["channels"], report["dtype"]) == (7, "uint16")
+        np.testing.assert_allclose(report["mean"], np.stack(bands).reshape(-1, 7).mean(0) / 65535, atol=1e-4)
+        assert report["problems"] == []
+    assert check(np.stack([bands[0], bands[1], bands[0]]))["exact_duplicates"]["examples"] == ["0 = 2"]
+
+
+def test_grey_saved_as_colour_is_said(tmp_path: Path) -> None:
+    corpus.write(tmp_path, {f"{k}.png": encoded(scene(k)[..., :1].repeat(3, 2), "PNG") for k in range(4)})
+    assert check(tmp_path)["problems"] == ["all images are grey although saved as colour: one channel is enough"]
+
+
+def test_thumbnail_is_the_mean_of_its_cells() -> None:
+    image = np.random.default_rng(0).integers(0, 255, (64, 160, 3), dtype=np.uint8)
+    cells = image.reshape(16, 4, 16, 10, 3).mean((1, 3))
+    np.testing.assert_allclose(thumbnail(image), cells @ [0.299, 0.587, 0.114], rtol=1e-5)
+    np.testing.assert_allclose(thumbnail(image[..., :2]), cells[..., :2].mean(2), rtol=1e-5)
+    ramp = np.arange(10.0)[:, None, None].repeat(16, 1)  # cells of 0.625 rows: the last here from 1.875 to 2.5
+    np.testing.assert_allclose(thumbnail(ramp)[:4, 0], [0, 0.25 / 0.625, 1, (0.125 + 0.5 * 2) / 0.625])
+    assert thumbnail(np.full((1, 20000, 1), 9, np.uint8)).tolist() == [[9.0] * 16] * 16
+    assert thumbnail(np.full((33, 5, 1), 9, np.uint16)).shape == (16, 16)
+
+
+def test_pairs_across_blocks_and_against_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("barlow.duplicates.BLOCK", 7)
+    rng = np.random.default_rng(0)
+    thumbs = rng.integers(0, 255, (40, 16, 16)).astype(np.uint8)
+    thumbs[31], thumbs[9], thumbs[12] = thumbs[2], thumbs[8], 77  # the last is flat and resembles nothing
+    z = normalised(thumbs)
+    slow = [(i, j) for i in range(40) for j in range(i + 1, 40) if float(z[i] @ z[j]) >= 0.995]
+    assert sorted(near_pairs(z)) == slow == [(2, 31), (8, 9)]
+    assert sorted(near_pairs(z[:5], z[5:])) == [(2, 26)]
+
+
+def test_groups() -> None:
+    assert groups([(5, 6), (1, 9), (6, 9), (3, 4)]) == [[1, 5, 6, 9], [3, 4]]
+    assert same([b"a", b"", b"b", b"a", b""]) == [[0, 3]]
+
+
+def test_of_very_many_images_some_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scenes(tmp_path, 20)
+    monkeypatch.setattr(room, "COMPARED", 5)
+    assert check(tmp_path)["near_duplicates"]["compared"] == 5

@@ -1,0 +1,60 @@
+"""Labels from class folders and from tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import corpus
+import numpy as np
+import pytest
+from corpus import encoded, folder_of, picture
+
+from barlow.errors import UserError
+from barlow.images import open_images
+from barlow.labels import labels_from_csv, labels_from_folders
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def test_labels_from_folders(tmp_path: Path) -> None:
+    for name in ("dog", "cat"):
+        folder_of(tmp_path / name / "deep", 2)
+    labels, names = labels_from_folders(open_images(tmp_path))
+    assert (labels.tolist(), names) == ([0, 0, 1, 1], ["cat", "dog"])
+    corpus.write(tmp_path, {"loose.png": encoded(picture(), "PNG")})
+    with pytest.raises(UserError, match=r"1 of 5 images lie in no class folder, for example loose.png"):
+        labels_from_folders(open_images(tmp_path))
+    with pytest.raises(UserError, match="need a folder of images"):
+        labels_from_folders(open_images("sample"))
+
+
+def test_labels_from_csv(tmp_path: Path) -> None:
+    folder_of(tmp_path / "in" / "a", 3)
+    images = open_images(tmp_path / "in")
+    table = tmp_path / "l.csv"
+    table.write_text(f"path,label\na/00.png,10\n02.png,9\n{tmp_path}/in/a/01.png,10\n")
+    labels, names = labels_from_csv(table, images)
+    assert (labels.tolist(), names) == ([1, 1, 0], ["9", "10"])
+    table.write_text("a/00.png,x\na/01.png,y\na/02.png,x\n")
+    assert labels_from_csv(table, images)[0].tolist() == [0, 1, 0]
+    table.write_text("a/00.png,x\na/01.png,y\nb/77.png,x\n")
+    with pytest.raises(
+        UserError,
+        match=r"1 images have no label, for example a/02.png and 1 labels belong to no image, for example b/77",
+    ):
+        labels_from_csv(table, images)
+    table.write_text("a/00.png,x\na/00.png,y\n")
+    with pytest.raises(UserError, match="two labels, x and y"):
+        labels_from_csv(table, images)
+    table.write_text("a/00.png\n")
+    with pytest.raises(UserError, match="has 1 column"):
+        labels_from_csv(table, images)
+
+
+def test_a_file_name_that_two_images_share_does_not_decide(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        folder_of(tmp_path / "in" / name, 1)
+    (tmp_path / "l.csv").write_text("path,label\n00.png,1\n")
+    with pytest.raises(UserError, match="2 images have no label"):
+        labels_from_csv(tmp_path / "l.csv", open_images(tmp_path / "in"))
