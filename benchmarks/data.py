@@ -181,7 +181,8 @@ def main() -> None:
     args = parser.parse_args()
     found: dict[str, Any] = {
         "machine": platform.processor() or platform.machine(), "cores": os.cpu_count(),
-        "python": platform.python_version(), "pillow": PIL.__version__, "numpy": np.__version__, "pyarrow": pa.__version__,
+        "python": platform.python_version(), "pillow": PIL.__version__, "numpy": np.__version__,
+        "pyarrow": pa.__version__,
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -82,6 +82,10 @@ def test_the_pixel_limit_stands_where_somebody_raised_that_of_pillow(monkeypatch
         (b"%PDF-1.7", "a PDF, which is not read"),
         (corpus.good_files()["colour.png"][:300], "image file is truncated"),
         (corpus.bombs()["bomb.png"], "2,500,000,000 pixels are over the limit of 178,956,970"),
+        (
+            corpus.npy_header("{'descr': '|u1', 'fortran_order': False, 'shape': (20000, 10000), }"),
+            "200,000,000 pixels are over the limit of 178,956,970",
+        ),
         (npy(np.zeros((2, 3, 4, 5))), "an array of shape (2, 3, 4, 5) is no image (rows, columns, channels)"),
     ],
 )
@@ -107,24 +111,26 @@ def test_running_out_of_memory_is_not_the_fault_of_the_image(monkeypatch: pytest
 
 
 def test_warnings_raise_inside_and_are_restored_after_threads() -> None:
-    before = list(warnings.filters)
-    inside, leave = threading.Event(), threading.Event()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as a user may have set it: inside, it must not hold
+        before = list(warnings.filters)
+        inside, leave = threading.Event(), threading.Event()
 
-    def stay() -> None:
+        def stay() -> None:
+            with guard.warnings_raise:
+                inside.set()
+                leave.wait(10)
+
+        thread = threading.Thread(target=stay)
+        thread.start()
+        assert inside.wait(10)
         with guard.warnings_raise:
-            inside.set()
-            leave.wait(10)
-
-    thread = threading.Thread(target=stay)
-    thread.start()
-    assert inside.wait(10)
-    with guard.warnings_raise:
-        leave.set()
-        thread.join()
-        with pytest.raises(UserWarning, match="lost pixels"):
-            warnings.warn("lost pixels", UserWarning, stacklevel=1)
-        warnings.warn("Metadata Warning, tag 1", UserWarning, stacklevel=1)  # harmless: silent
-    assert list(warnings.filters) == before
+            leave.set()
+            thread.join()
+            with pytest.raises(UserWarning, match="lost pixels"):
+                warnings.warn("lost pixels", UserWarning, stacklevel=1)
+            warnings.warn("Metadata Warning, tag 1", UserWarning, stacklevel=1)  # harmless: silent
+        assert list(warnings.filters) == before
 
 
 def test_a_large_photograph_below_the_limit_is_read_without_a_warning() -> None:

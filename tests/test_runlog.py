@@ -71,15 +71,6 @@ def test_a_run_interrupted_at_birth_begins_again(tmp_path: Path) -> None:
         assert not run.held
 
 
-def test_a_run_that_cannot_be_opened_lets_the_lock_go(tmp_path: Path) -> None:
-    open_run(tmp_path).close()
-    (tmp_path / "quarantine.jsonl").write_text('{"key": "a"}\n?\n{"key": "b"}\n')
-    with pytest.raises(UserError, match=r"line 2 of .*quarantine\.jsonl is damaged"):
-        open_run(tmp_path)
-    (tmp_path / "quarantine.jsonl").unlink()
-    open_run(tmp_path).close()
-
-
 # ---------------------------------------------------------------- metrics.jsonl
 
 
@@ -201,17 +192,6 @@ def test_a_full_disk_delays_lines_and_loses_none(
 
 
 # ---------------------------------------------------------------- the other files
-
-
-def test_quarantine_names_each_image_once(tmp_path: Path) -> None:
-    with open_run(tmp_path) as run:
-        assert run.quarantine("a/b\udcff.jpg", "cut short")
-        assert not run.quarantine("a/b\udcff.jpg", "cut short")
-    with open_run(tmp_path) as run:
-        assert not run.quarantine("a/b\udcff.jpg", "cut short")
-        assert run.quarantine("c.jpg", "no image")
-    lines = read_metrics(tmp_path / "quarantine.jsonl")
-    assert lines == [{"key": "a/b\udcff.jpg", "reason": "cut short"}, {"key": "c.jpg", "reason": "no image"}]
 
 
 def test_snapshots_are_whole_and_without_pickle(tmp_path: Path) -> None:

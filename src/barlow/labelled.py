@@ -98,19 +98,22 @@ def _open(
     path = SAMPLE if source == "sample" else Path(source)
     if path.suffix.lower() == ".csv":
         found = open_images(images or path, channels=channels, value_range=value_range)
-        return found, *_from_csv(path, found)
+        targets, part = _from_csv(path, found)
+        return found, targets, part
     if images is not None:
         raise UserError(f"{source} brings its own images: give images only with a CSV of labels")
     numbers = _numbers(path)
     if numbers is not None:
-        return open_images(np.load(path)["images"], channels=channels, value_range=value_range), numbers, None
+        with np.load(path, allow_pickle=False) as file:
+            return open_images(file["images"], channels=channels, value_range=value_range), numbers, None
     found = open_images(path, channels=channels, value_range=value_range)
     if found.labels is not None:
         classes, values = np.unique(found.labels, return_inverse=True)
         return found, Targets("classes", values.astype(np.int64), [str(name) for name in classes]), None
     if found.kind != "folder":
         raise UserError(f"{source} carries no labels: give class folders, an .npz with labels, or a CSV of path,label")
-    return found, Targets("classes", *labels_from_folders(found)), None
+    values, names = labels_from_folders(found)
+    return found, Targets("classes", values, names), None
 
 
 def _numbers(path: Path) -> Targets | None:
@@ -158,18 +161,19 @@ def _values(path: Path, numbers: NDArray[np.int64], names: Sequence[str]) -> Tar
 
 def _several(numbers: NDArray[np.int64], names: Sequence[str]) -> Targets:
     sets = [{part.strip() for part in re.split(r"[;|]", name)} - {""} for name in names]
-    labels = sorted(set().union(*sets))
+    labels = sorted({part for some in sets for part in some})
     return Targets("labels", np.array([[label in some for label in labels] for some in sets])[numbers], labels)
 
 
 def _aligned(train: Targets, test: Targets, source: str | Path) -> NDArray[Any]:
     """The values of ``test``, numbered as those of ``train``."""
-    if train.kind != test.kind or train.values.shape[1:] != test.values.shape[1:] and train.kind == "values":
+    if train.kind != test.kind or (train.kind == "values" and train.values.shape[1:] != test.values.shape[1:]):
         raise UserError(f"{source} has labels of another kind than the training part: {test.kind}, not {train.kind}")
     if unknown := sorted(set(test.names) - set(train.names)):
         raise UserError(f"{source} has {unknown[0]!r}, which no training image is labelled with")
     if train.kind == "classes":
-        return np.array([train.names.index(name) for name in test.names], np.int64)[test.values]
+        numbers: NDArray[np.int64] = np.array([train.names.index(name) for name in test.names], np.int64)
+        return numbers[test.values]
     if train.kind == "values":
         return test.values
     values = np.zeros((len(test.values), len(train.names)), bool)

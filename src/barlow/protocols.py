@@ -49,9 +49,10 @@ def knn(
     columns = torch.nn.functional.normalize(_tensor(bank), dim=1).T
     labels = torch.from_numpy(np.asarray(bank_labels, np.int64))
     count = classes or int(labels.max()) + 1
-    answers = []
-    for rows in _tensor(queries).split(max(1, BLOCK // len(bank))):
-        near, which = _nearest(torch.nn.functional.normalize(rows, dim=1) @ columns, k)
+    unit, step, answers = torch.nn.functional.normalize(_tensor(queries), dim=1), max(1, BLOCK // len(bank)), []
+    for start in range(0, len(unit), step):
+        rows = unit[start : start + step]
+        near, which = _nearest(rows @ columns, k)
         weights = ((near - near.amax(1, keepdim=True)).double() / temperature).exp()
         votes = torch.zeros(len(rows), count, dtype=torch.float64).scatter_add_(1, labels[which], weights)
         answers.append(votes.argmax(1))
@@ -221,7 +222,7 @@ def _search(x: Tensor, y: Tensor, fold: Tensor, spread: Tensor, problem: Problem
     w = x.new_zeros(1, len(y), len(x))
     if fold.max() < 0:
         return 0.0, STRENGTHS[2], w  # one label a class: nothing to choose by
-    held = torch.stack([fold == f for f in fold.unique().tolist() if f >= 0]).float()
+    held = torch.stack([fold == f for f in range(int(fold.max()) + 1)]).float()
     kept = (1 - held) / (1 - held).sum(1, keepdim=True)
     best, waited = (float("inf"), STRENGTHS[0], w), 0
     w = w.expand(len(held), -1, -1)

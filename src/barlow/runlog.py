@@ -75,8 +75,7 @@ class Run:
                 atomic_write(folder / "environment.json", json.dumps({"barlow": __version__}) + "\n")
             sweep(folder)
             mend(folder / "metrics.jsonl")
-            mend(folder / "quarantine.jsonl")
-                self._metrics = (folder / "metrics.jsonl").open("ab", buffering=0)
+            self._metrics = (folder / "metrics.jsonl").open("ab", buffering=0)
         except BaseException:
             self._lock.release()
             raise
@@ -223,7 +222,7 @@ def mend(path: Path) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl (or quarantine.jsonl) in the order they were written; see the head of this file.
+    """The lines of metrics.jsonl in the order they were written; see the head of this file.
 
     An absent file has none, a torn last line does not count. Raises UserError naming any other line that is damaged.
     """

@@ -40,8 +40,8 @@ def contact_sheet(
 ) -> Path:
     """Writes a PNG of ``count`` images, one a row: the original with the crops marked, then its views of ``size``.
 
-    Which images, and what is drawn for them, are those of epoch 0 of a run with this seed. Unreadable images are
-    passed over. Of more than three channels the first three are shown, stretched to what the original holds.
+    The seed chooses the images; what is drawn for them is what epoch 0 of a run with this seed draws. Unreadable
+    images are passed over. Of more than three channels the first three are shown, stretched to what the original holds.
     """
     if path.suffix.lower() != ".png":
         raise UserError(f"a contact sheet is a PNG file: name it {path.with_suffix('.png').name}")

@@ -1,0 +1,262 @@
+"""Features judged by labels: the trained encoder beside the untrained one and raw pixels, all in one call.
+
+Protocols: weighted k-NN, a linear probe on all labels, linear probes on 1 % and on 10 % of them; for labels that do not
+exclude each other and for real values a linear probe each. The encoder stays frozen, which is checked to the bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from barlow import protocols, scores
+from barlow.embedding import embed_images
+from barlow.encoder import Encoder, encoder_folder, load_encoder, read_config, untrained
+from barlow.errors import NumbersError, UserError
+from barlow.files import atomic_write
+from barlow.guard import BadImage
+from barlow.index import in_threads
+from barlow.labelled import Labelled, divided, open_labelled
+from barlow.progress import progress
+from barlow.reading import Images
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+Judged = tuple[int, dict[str, Any], dict[str, Any] | None]  # number of training labels, the figure, details
+Protocol = Callable[[Floats, Floats], Judged]  # of the features for training and for testing
+Rows = list[dict[str, Any]]
+Details = dict[str, dict[str, Any]]
+
+PIXELS = 32  # largest side of raw pixels; larger images, and images of different sizes, become PIXELS × PIXELS
+K, TEMPERATURE = 20, 0.07
+SHARES, DRAWS = (0.01, 0.1), 5
+CONFUSION_CLASSES = 100  # with more the confusion matrix is left out
+MEASURES = {"classes": "accuracy", "labels": "mean average precision", "values": "R²"}
+PIXELS_COLUMN = "raw pixels"
+
+
+def evaluate(
+    run: str | Path, labels: str | Path, *, images: str | None = None, test: str | Path | None = None, seed: int = 0,
+    batch_size: int = 256,
+) -> dict[str, Any]:  # fmt: skip
+    """Measures the encoder of a run, writes ``evaluation.json`` into the run folder and returns the same.
+
+    ``labels``, ``images`` and ``test`` as in ``open_labelled``. ``seed`` draws the few labels, the parts that penalties
+    are chosen on, and the test part where the labels bring none; ``batch_size`` images are embedded at a time. Keys of
+    the result: see ``compare``. Raises UserError; NumbersError for features that are not finite; RuntimeError where an
+    encoder was changed by being used.
+    """
+    run = Path(run)
+    config = read_config(encoder_folder(run))
+    trained, fresh = load_encoder(run), untrained(run, config.get("barlow", {}).get("seed") or 0)
+    labelled = open_labelled(labels, images=images, test=test, channels=trained.channels)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    encoders = {"trained": trained.to(device), "untrained": fresh.to(device)}
+    result = {"labels": str(labels)} | compare(labelled, encoders, seed=seed, batch_size=batch_size)
+    atomic_write(run / "evaluation.json", json.dumps(result, ensure_ascii=False) + "\n")
+    return result
+
+
+def compare(
+    labelled: Labelled, encoders: Mapping[str, Encoder], *, seed: int = 0, batch_size: int = 256
+) -> dict[str, Any]:
+    """All protocols on the features of each encoder and on raw pixels; plain values, ready for JSON.
+
+    ``measure`` names the figure, ``rows`` hold it: per protocol the number of training labels and, under the name of
+    each column, ``value`` with the 95 % interval ``low``, ``high`` (Wilson over the test images; for few labels
+    Student's t over the ``draws``). ``details``: per encoder and protocol balanced accuracy, a row a class, and the
+    confusion matrix (row: label, column: answer). ``weights``: sha256 of each encoder, before as after.
+    """
+    pixels, digests, how = raw_pixels(labelled.images)
+    labelled = divided(labelled, digests, seed)
+    read = np.array([digest is not None for digest in digests])
+    columns, weights = {}, {}
+    for name, encoder in encoders.items():
+        weights[name] = fingerprint(encoder)
+        columns[name] = features_of(encoder, labelled.images, batch_size, f"embedding, {name}")
+        if fingerprint(encoder) != weights[name]:
+            raise RuntimeError(f"the {name} encoder was changed by being used: its figures would not be its own")
+        if not np.isfinite(columns[name][read]).all():
+            raise NumbersError(f"the {name} encoder gives features that are not finite")
+    columns[PIXELS_COLUMN] = pixels
+    assert labelled.test is not None
+    train, test = read & ~labelled.test, read & labelled.test
+    _refuse(labelled, train, test)
+    parts = {name: (x[train], x[test]) for name, x in columns.items()}
+    targets = labelled.targets.values[train], labelled.targets.values[test]
+    kind, names = labelled.targets.kind, labelled.targets.names
+    judges = _of_classes(*targets, names, seed) if kind == "classes" else _of_numbers(*targets, kind, seed)
+    rows, details = _measured(judges, parts)
+    bad = sum(len(images.bad) for images in labelled.images)
+    return {
+        "measure": MEASURES[kind],
+        "images": {"train": int(train.sum()), "test": int(test.sum()), "unreadable": bad + int((~read).sum())},
+        "classes": names,
+        "split": labelled.split,
+        "seed": seed,
+        "settings": {"k": min(K, int(train.sum())), "temperature": TEMPERATURE, "draws": DRAWS, PIXELS_COLUMN: how},
+        "columns": list(columns),
+        "rows": rows,
+        "details": details,
+        "weights": weights,
+    }
+
+
+def raw_pixels(sources: Sequence[Images]) -> tuple[Floats, list[bytes | None], str]:
+    """(pixels (n, p) in 0..1, digest of each image's content or None where it cannot be read, how they were made).
+
+    As they are where all images have one size of at most ``PIXELS`` a side, else each resized to PIXELS × PIXELS
+    (bilinear, antialiased, the aspect not kept). Equal digests: equal decoded pixels, whatever the file.
+    """
+    sizes = np.unique(np.concatenate([images.sizes for images in sources]), axis=0)
+    whole = len(sizes) == 1 and int(sizes.max()) <= PIXELS
+    height, width = sizes[0].tolist() if whole else (PIXELS, PIXELS)
+    channels = sources[0].channels
+    total = sum(len(images) for images in sources)
+    pixels, digests = np.zeros((total, height * width * channels), np.float32), list[bytes | None]()
+    for images in sources:
+        for row in in_threads(lambda i, images=images: _pixels(images, i, height, width), len(images), "raw pixels"):
+            if row is not None:
+                pixels[len(digests)] = row[0]
+            digests.append(row[1] if row else None)
+    return pixels, digests, f"{height}×{width}×{channels}, {'as they are' if whole else 'resized'}"
+
+
+def _pixels(images: Images, i: int, height: int, width: int) -> tuple[Floats, bytes] | None:
+    try:
+        image = images.read(i)
+    except BadImage:
+        return None
+    digest = hashlib.blake2b(f"{image.shape} {image.dtype}".encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(image))
+    scale = np.float32(np.iinfo(image.dtype).max) if image.dtype.kind == "u" else np.float32(1)
+    unit = image.astype(np.float32) / scale
+    if image.shape[:2] != (height, width):
+        planes = torch.from_numpy(unit).permute(2, 0, 1)[None]
+        resized = nn.functional.interpolate(planes, (height, width), mode="bilinear", antialias=True)
+        unit = resized[0].permute(1, 2, 0).numpy()
+    return unit.reshape(-1), digest.digest()
+
+
+def features_of(encoder: Encoder, sources: Sequence[Images], batch_size: int, what: str) -> Floats:
+    """Features (n, d) of all images of all sources; nan where an image cannot be read."""
+    parts = []
+    for images in sources:
+        place = {images.key(i): i for i in range(len(images))}
+        features = np.full((len(images), encoder.features), np.nan, np.float32)
+        for keys, batch in embed_images(encoder, images, batch_size, what):
+            features[[place[key] for key in keys]] = batch
+        parts.append(features)
+    return np.concatenate(parts)
+
+
+def fingerprint(module: nn.Module) -> str:
+    """sha256 over the names, types, shapes and bits of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted([*module.named_parameters(), *module.named_buffers()]):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _refuse(labelled: Labelled, train: NDArray[np.bool_], test: NDArray[np.bool_]) -> None:
+    """UserError for labels that nothing can be measured with."""
+    values, names = labelled.targets.values, labelled.targets.names
+    if not train.any() or not test.any():
+        raise UserError(f"there are {train.sum()} images to train on and {test.sum()} to test on: both parts need some")
+    if labelled.targets.kind != "classes":
+        return
+    if len(np.unique(values[train])) < 2:
+        raise UserError(f"all training images are of class {names[values[train][0]]}: there is nothing to tell apart")
+    if lost := sorted(set(values[test]) - set(values[train])):
+        raise UserError(f"no training image of class {names[lost[0]]} can be used, but test images of it are there")
+
+
+def _measured(judges: Mapping[str, Protocol], parts: Mapping[str, tuple[Floats, Floats]]) -> tuple[Rows, Details]:
+    """Every protocol on every column."""
+    rows = {protocol: {"protocol": protocol} for protocol in judges}
+    details: Details = {}
+    jobs = [(protocol, name) for name in parts for protocol in judges]
+    for protocol, name in progress(jobs, "protocols", len(jobs)):
+        labels, figure, detail = judges[protocol](*parts[name])
+        rows[protocol] |= {"labels": labels, name: figure}
+        if detail and name != PIXELS_COLUMN:
+            details.setdefault(name, {})[protocol] = detail
+    return list(rows.values()), details
+
+
+def _of_classes(labels: Ints, truth: Ints, names: list[str], seed: int) -> dict[str, Protocol]:
+    def judged(answers: Ints) -> Judged:
+        low, high = scores.wilson(int((answers == truth).sum()), len(truth))
+        figure = {"value": scores.accuracy(truth, answers), "low": low, "high": high}
+        return len(labels), figure, _detail(truth, answers, names)
+
+    def knn(train: Floats, test: Floats) -> Judged:
+        k = min(K, len(labels))
+        return judged(protocols.knn(train, labels, test, k=k, temperature=TEMPERATURE, classes=len(names)))
+
+    def linear(train: Floats, test: Floats) -> Judged:
+        return judged(protocols.linear_probe(train, labels, test, seed=seed))
+
+    def few(share: float, train: Floats, test: Floats) -> Judged:
+        found = protocols.few_labels(train, labels, test, truth, share=share, draws=DRAWS, seed=seed)
+        return found.labels, {"value": found.mean, "low": found.low, "high": found.high, "draws": found.draws}, None
+
+    return {"k-NN": knn, "linear": linear} | {f"{share:.0%} of labels": partial(few, share) for share in SHARES}
+
+
+def _of_numbers(targets: NDArray[Any], truth: NDArray[Any], kind: str, seed: int) -> dict[str, Protocol]:
+    def linear(train: Floats, test: Floats) -> Judged:
+        if kind == "values":
+            value = scores.r2(truth, protocols.ridge(train, targets, test, seed=seed))
+        else:
+            value = scores.mean_average_precision(truth, protocols.multi_label_probe(train, targets, test, seed=seed))
+        return len(targets), {"value": _or_none(value), "low": None, "high": None}, None
+
+    return {"linear": linear}
+
+
+def _detail(truth: Ints, answers: Ints, names: list[str]) -> dict[str, Any]:
+    counts = scores.confusion(truth, answers, len(names))
+    rows = [{"class": name} | row._asdict() for name, row in zip(names, scores.per_class(counts), strict=True)]
+    return {
+        "balanced_accuracy": scores.balanced_accuracy(truth, answers, len(names)),
+        "per_class": [{key: _or_none(value) for key, value in row.items()} for row in rows],
+        "confusion": counts.tolist() if len(names) <= CONFUSION_CLASSES else None,
+    }
+
+
+def _or_none(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The result as lines of text: a row a protocol, a column for each kind of features, 95 % intervals behind."""
+    images, names = result["images"], result["columns"]
+    lines = [["", *names]]
+    for row in result["rows"]:
+        cells = [_cell(row[name]) for name in names]
+        lines.append([f"{row['protocol']} ({row['labels']:,} labels)", *cells])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    head = f"{result['measure']} on {images['test']:,} images, {images['train']:,} for training: {result['split']}"
+    if images["unreadable"]:
+        head += f"; {images['unreadable']:,} unreadable"
+    return "\n".join([head, "", *text])
+
+
+def _cell(figure: Mapping[str, Any]) -> str:
+    if figure["value"] is None:
+        return "–"
+    interval = "" if figure["low"] is None else f"  {figure['low']:.3f}–{figure['high']:.3f}"
+    return f"{figure['value']:.3f}{interval}"
