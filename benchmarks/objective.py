@@ -72,7 +72,7 @@ def bare_products(form: str, z_a: Tensor, z_b: Tensor) -> Callable[[], object]:
     n, d = z_a.shape
     out_a, out_b = torch.empty_like(z_a), torch.empty_like(z_b)
     square = z_a.new_zeros((n, n) if form == "gram" else (d, d))
-    panels = forms._panels(square[None])
+    panels = forms.row_panels(square[None])
 
     def gram() -> None:
         for z, out in ((z_a, out_a), (z_b, out_b)):
@@ -174,7 +174,9 @@ def main() -> None:
     if sys.platform == "linux" and options.device == "cpu" and not options.bf16:
         code = MEMORY.replace("{n}", "256").replace("{d}", "16384")
         extra = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        print(f"peak extra memory of forward and backward at N=256, D=16384: {float(extra):.0f} MB (gradients included)")
+        print(
+            f"peak extra memory of forward and backward at N=256, D=16384: {float(extra):.0f} MB (gradients included)"
+        )
 
 
 def cpu_model() -> str:

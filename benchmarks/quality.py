@@ -32,7 +32,9 @@ def prepare(folder: Path) -> None:
     """Debian's IDX files as train.npz and test.npz with images and labels."""
     folder.mkdir(parents=True, exist_ok=True)
     for part, name in (("train", "train"), ("t10k", "test")):
-        images = np.frombuffer(gzip.decompress((IDX / f"{part}-images-idx3-ubyte.gz").read_bytes()), np.uint8, offset=16)
+        images = np.frombuffer(
+            gzip.decompress((IDX / f"{part}-images-idx3-ubyte.gz").read_bytes()), np.uint8, offset=16
+        )
         labels = np.frombuffer(gzip.decompress((IDX / f"{part}-labels-idx1-ubyte.gz").read_bytes()), np.uint8, offset=8)
         np.savez_compressed(folder / f"{name}.npz", images=images.reshape(-1, 28, 28), labels=labels)
 

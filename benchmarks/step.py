@@ -23,7 +23,6 @@ import barlow
 from barlow.config import Config
 from barlow.environment import cpu_model
 from barlow.images import open_images
-from barlow.objective import BarlowTwinsLoss
 from barlow.plan import resolve
 from barlow.prepare import Ready, launch, look, ready
 from barlow.train import one_step
@@ -38,7 +37,6 @@ def prepared(config: Config, images: Any) -> Ready:
 
 def compare(name: str, parts: Ready, rounds: int) -> None:
     """Prints one row: bare network, step, their ratio pair by pair, and the batch's making as a share of the step."""
-    objective = BarlowTwinsLoss(parts.config.lambda_)
     batch = parts.source[0]
     views = parts.source.finish(batch, parts.fabric.device, parts.config.mean or (), parts.config.std or ())
     ones: list[torch.Tensor] = []
@@ -50,7 +48,7 @@ def compare(name: str, parts: Ready, rounds: int) -> None:
         torch.autograd.backward(z, ones)
 
     def step() -> None:
-        one_step(parts, batch, objective, 10**6)
+        one_step(parts, batch, 10**6)
 
     def make() -> None:
         parts.source[1]

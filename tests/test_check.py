@@ -173,6 +173,13 @@ def test_pairs_across_blocks_and_against_all_pairs(monkeypatch: pytest.MonkeyPat
     assert sorted(near_pairs(z[:5], z[5:])) == [(2, 26)]
 
 
+@pytest.mark.parametrize(("correlation", "found"), [(0.994, []), (0.996, [(0, 0)]), (1.0, [(0, 0)])])
+def test_how_alike_is_nearly_the_same(correlation: float, found: list[tuple[int, int]]) -> None:
+    a, b = np.zeros((1, 256), np.float32), np.zeros((1, 256), np.float32)
+    a[0, 0], b[0, :2] = 1, (correlation, np.sqrt(1 - correlation**2))
+    assert list(near_pairs(a, b)) == found
+
+
 def test_groups() -> None:
     assert groups([(5, 6), (1, 9), (6, 9), (3, 4)]) == [[1, 5, 6, 9], [3, 4]]
     assert same([b"a", b"", b"b", b"a", b""]) == [[0, 3]]

@@ -12,6 +12,7 @@ from torch import Tensor
 from barlow import checkpoint, manifest
 from barlow.checkpoint import latest, load, save, verify
 from barlow.errors import NumbersError, UserError
+from barlow.tensorfile import is_dense
 
 
 def tensors() -> dict[str, Tensor]:
@@ -79,6 +80,14 @@ def test_everything_comes_back_bit_for_bit_with_its_strides(saved: Path) -> None
             assert other.stride() == tensor.stride(), name
     assert back.tensors["model/tied.a"].data_ptr() == back.tensors["model/tied.b"].data_ptr()
     assert list(back.group("optimizer")) == ["exp_avg/conv.weight", "step/conv.weight"]
+
+
+@pytest.mark.parametrize(("shape", "strides", "dense"), [
+    ((2, 3), (3, 1), True), ((2, 3), (1, 2), True), ((2, 3), (1, 3), False), ((2, 3), (4, 1), False),
+    ((2, 3), (0, 1), False), ((1, 3), (2, 1), True), ((1, 3), (9, 1), False), ((), (), True), ((2, 2), (1, 1), False),
+])  # fmt: skip
+def test_dense_is_a_permutation_of_row_major(shape: tuple[int, ...], strides: tuple[int, ...], dense: bool) -> None:
+    assert is_dense(shape, strides) is dense
 
 
 def test_other_tools_can_open_the_tensors(saved: Path) -> None:
@@ -256,7 +265,8 @@ def test_json_too_large_is_refused_before_it_is_read(saved: Path) -> None:
     {"format": 2}, {"format": None}, {"step": "1234"}, {"step": 1235}, {"step": True}, {"files": []}, {"files": {}},
     {"strides": 3}, {"strides": {"model/half": [1 << 40]}}, {"strides": {"model/half": [-1]}},
     {"strides": {"model/half": [0]}}, {"strides": {"model/half": ["1"]}}, {"strides": {"model/half": [1, 1]}},
-    {"strides": {"model/point.weight": [1 << 50, 1, 4, 4]}}, {"strides": {"model/half": None}},
+    {"strides": {"model/point.weight": [1 << 50, 1, 4, 4]}}, {"strides": {"model/point.weight": [4, 1, -1, 4]}},
+    {"strides": {"model/point.weight": [4, 1, 4, 1 << 70]}}, {"strides": {"model/half": None}},
     {"aliases": {"model/x": "model/none"}}, {"aliases": {"model/half": "model/mask"}}, {"aliases": {"model/x": ["y"]}},
 ])  # fmt: skip
 def test_a_manifest_that_lies_is_refused(saved: Path, changes: dict[str, object]) -> None:

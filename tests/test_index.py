@@ -47,6 +47,12 @@ def test_index_of_an_array(tmp_path: Path) -> None:
     images = open_images(tmp_path / "a.npy")
     write_index(images, tmp_path / "i.parquet")
     np.testing.assert_array_equal(open_images(tmp_path / "a.npy", index=tmp_path / "i.parquet").array, images.array)
+    write_index(open_images(tmp_path / "a.npy", channels=3), tmp_path / "j.parquet")
+    assert open_images(tmp_path / "a.npy", index=tmp_path / "j.parquet").channels == 3
+    for other in (array[:3], array[::-1]):
+        np.save(tmp_path / "a.npy", other)
+        with pytest.raises(UserError, match=r"has changed since .* \(4 images then\)"):
+            open_images(tmp_path / "a.npy", index=tmp_path / "i.parquet")
     np.save(tmp_path / "a.npy", array[:3])
     with pytest.raises(UserError, match=r"has changed since .* \(4 images then\)"):
         open_images(tmp_path / "a.npy", index=tmp_path / "i.parquet")

@@ -145,8 +145,16 @@ def test_with_the_kernels_lock_only_other_machines_are_doubted(
                 Lock(path)
 
 
+def test_one_that_has_locked_but_not_yet_written_holds_it(tmp_path: Path) -> None:
+    with (tmp_path / "run.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="in use by a process that has just started"):
+            Lock(tmp_path / "run.lock")
+
+
 def test_a_dead_process_that_nobody_waited_for_is_gone() -> None:
     child = os.posix_spawn("/bin/true", ["true"], {})
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # it has ended and is a zombie now
-    assert not lock.runs(child, lock.started(os.getpid()))
+    since = int(Path(f"/proc/{child}/stat").read_text().split()[21])
+    assert not lock.runs(child, since)
     os.waitpid(child, 0)

@@ -107,6 +107,10 @@ def test_another_optimiser_is_refused_in_a_sentence() -> None:
     first, second = about["groups"]
     refused("other parameter groups than this one$", about={**about, "groups": [second, first]})
     refused("other parameter groups", about={**about, "groups": [first]})
+    one, other = first["params"][1], second["params"][1]
+    swapped = [first["params"][0], other], [one if name == other else name for name in second["params"]]
+    mixed = [{**group, "params": params} for group, params in zip(about["groups"], swapped, strict=True)]
+    refused("other parameter groups than this one$", about={**about, "groups": mixed})
     refused("for example 0.weight", about={**about, "groups": [{**first, "params": ["3.weight"]}, second]})
     refused("other parameter groups", about={**about, "groups": [{**first, "params": [*first["params"]] * 2}, second]})
     refused(r"holds optimiser state 'exp_avg' of 'evil'", tensors={**tensors, "exp_avg/evil": torch.ones(1)})

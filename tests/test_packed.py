@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from corpus import encoded, folder_of, keys, npy, picture, same
 
+from barlow.errors import DataError
 from barlow.images import open_images, write_index
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -103,12 +104,12 @@ def test_table_that_names_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_pairs_have_channels_of_their_own(tmp_path: Path, ending: str) -> None:
-    colour = folder_of(tmp_path / "rgb", 4)
-    deep = [picture(seed=9 + k, channels=5) for k in range(4)]
+    colour = folder_of(tmp_path / "rgb", 5)
+    deep = [picture(seed=9 + k, channels=5) for k in range(5)]
     corpus.write(tmp_path / "bands", {f"{k}.npy": npy(array) for k, array in enumerate(deep)} | {"2.npy": b"broken"})
-    table = pa.table(
-        {"n": ["7"] * 4, "before": [f"rgb/{k:02}.png" for k in range(4)], "after": [f"bands/{k}.npy" for k in range(4)]}
-    )
+    corpus.write(tmp_path / "rgb", {"04.png": b"broken"})
+    before, after = [f"rgb/{k:02}.png" for k in range(5)], [f"bands/{k}.npy" for k in range(5)]
+    table = pa.table({"n": ["7"] * 5, "before": before, "after": after})
     if ending == "csv":
         rows = [",".join(row.values()) for row in table.to_pylist()]
         (tmp_path / "t.csv").write_text("\n".join(["n,before,after", *rows]))
@@ -122,6 +123,7 @@ def test_pairs_have_channels_of_their_own(tmp_path: Path, ending: str) -> None:
         same(pairs, [colour[0], colour[1], colour[3]])
         same(pairs.second, [deep[0], deep[1], deep[3]])
         assert pairs.bad["status"].to_pylist()[0].startswith("its partner: ")
+        assert pairs.second.bad["status"].to_pylist()[1].startswith("its partner: ")
     (tmp_path / "bands" / "1.npy").unlink()
     (first, second), used, bad = images.read_pair_or_replace(1)
     assert used != 1
@@ -135,3 +137,17 @@ def test_csv_without_a_line_of_names(tmp_path: Path) -> None:
     pictures = folder_of(tmp_path, 2)
     (tmp_path / "t.csv").write_text("01.png,4\n00.png,5\n")
     same(open_images(tmp_path / "t.csv"), [pictures[1], pictures[0]])
+
+
+def test_pairs_of_which_none_is_whole(tmp_path: Path) -> None:
+    folder_of(tmp_path / "in", 2)
+    corpus.write(tmp_path / "in", {"x.png": b"broken", "y.png": b""})
+    (tmp_path / "t.csv").write_text("in/00.png,in/x.png\nin/y.png,in/01.png\n")
+    with pytest.raises(DataError, match="of 2 pairs there is none"):
+        open_images(tmp_path / "t.csv")
+
+
+def test_labels_of_some_images_are_labels_of_none(tmp_path: Path) -> None:
+    values = [{"bytes": encoded(picture(seed=k), "PNG"), "path": None} for k in range(2)]
+    pq.write_table(pa.table({"image": values, "label": pa.array([1, None])}), tmp_path / "t.parquet")
+    assert open_images(tmp_path / "t.parquet").labels is None

@@ -38,8 +38,9 @@ def test_three_checkpoints_must_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return Usage(10**10, 0, 2_999_999_999)
 
     monkeypatch.setattr(shutil, "disk_usage", disk_usage)
-    check_disk(tmp_path / "not" / "yet", 999_999_999)
-    assert asked == [tmp_path]  # the folder need not exist yet
+    for folder in ("", "not", "not/yet"):  # the folder need not exist yet
+        check_disk(tmp_path / folder, 999_999_999)
+    assert asked == [tmp_path] * 3
     with pytest.raises(UserError, match=r"has 3\.0 GB free, and a run needs 3\.0 GB \(3 checkpoints of 1\.0 GB\)"):
         check_disk(tmp_path, 1_000_000_000)
 

@@ -71,6 +71,16 @@ def test_a_run_interrupted_at_birth_begins_again(tmp_path: Path) -> None:
         assert not run.held
 
 
+def test_a_run_that_cannot_be_opened_lets_the_lock_go(tmp_path: Path) -> None:
+    open_run(tmp_path).close()
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(UserError, match="cannot write in"):
+        open_run(tmp_path)
+    (tmp_path / "metrics.jsonl").rmdir()
+    open_run(tmp_path).close()
+
+
 # ---------------------------------------------------------------- metrics.jsonl
 
 

@@ -67,6 +67,10 @@ def test_an_error_in_the_background_comes_up_once_where_it_can_be_answered(
             raise KeyError
         with pytest.raises(SaveFailed), saver:
             saver.save(2, {"model/x": torch.ones(2)}, {})
-    saver.save(3, {"model/x": torch.ones(2)}, {})
+        saver.save(2, {"model/x": torch.ones(2)}, {})
+        assert saver._thread is not None
+        saver._thread.join()
+    with pytest.raises(SaveFailed, match="step 2"):
+        saver.save(3, {"model/x": torch.ones(2)}, {})  # tells of the one before, and is the retry itself
     saver.join()
     assert there(tmp_path) == ["3"]

@@ -54,18 +54,21 @@ def test_a_row_is_an_original_with_its_crops_and_its_views(tmp_path: Path):
     made = sheet(path)
     assert made.shape[1] == GAP + 3 * (CELL + GAP)
     chosen = order(5, 0, 9, np.arange(3))
-    top = np.flatnonzero((made[:, GAP : GAP + 30] != 255).any(axis=(1, 2)) & (np.arange(len(made)) > 40))[0]
+    originals = made[:, GAP : GAP + 60 * 3]
     for k, view in enumerate(views):
         drawn = draw(view, 5, np.zeros(3, np.int64), chosen, k, np.full((3, 2), (40, 60)), 3)
         pixels = finish(torch.from_numpy(crop([arrays[i] for i in chosen], drawn, 32)), drawn, [0.0] * 3, [1.0] * 3)
+        expected = np.rint(pixels.permute(0, 2, 3, 1).numpy() * 255).astype(np.uint8)
         left = GAP + (k + 1) * (CELL + GAP)
-        shown = made[top : top + 224 : 7, left : left + 224 : 7]  # 32 pixels, each seven times as large
-        assert np.array_equal(shown, np.rint(pixels[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8))
-        mark = np.array([int(COLOURS[k][j : j + 2], 16) for j in (1, 3, 5)])
-        original = made[top : top + 40 * 3, GAP : GAP + 60 * 3]
-        x, y, w, h = drawn.box[0] * 3
-        assert (original[y + 1, x + 5 : x + w - 5] == mark).all() or k == 0  # the second may cross the first
-        assert (original == mark).all(axis=2).sum() > w + h
+        column = made[:, left : left + 224 : 7]  # 32 pixels, each seven times as large
+        rows = [[y for y in range(len(made) - 224) if np.array_equal(column[y : y + 224 : 7], e)] for e in expected]
+        assert [len(found) for found in rows] == [7, 7, 7]  # the seven lines of its first pixel
+        assert rows[0] < rows[1] < rows[2]
+        mark = np.array([int(COLOURS[k][c : c + 2], 16) for c in (1, 3, 5)])
+        for (top, *_), (x, y, w, h) in zip(rows, drawn.box * 3, strict=True):
+            marked = (originals[top : top + 120] == mark).all(axis=2)
+            across, down = np.flatnonzero(marked.any(axis=0)), np.flatnonzero(marked.any(axis=1))
+            assert (across[0], across[-1], down[0], down[-1]) == (x, x + w - 1, y, y + h - 1)
 
 
 def test_the_same_seed_the_same_sheet(tmp_path: Path):

@@ -96,7 +96,9 @@ def test_a_diagnosis_carries_all_it_says(bench: ModuleType) -> None:
     assert "rank" not in found.sentence.lower()
 
 
-def test_the_table_is_printed(bench: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_is_printed(
+    bench: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "argv", ["verdicts.py", "--seeds", "1"])
     monkeypatch.setattr(bench, "FAULTS", (bench.complete,))
     bench.main()

@@ -61,13 +61,16 @@ class Stream(Dataset[Batch]):
         first, count = step * self.batch_size + int(self.mine[0]), len(self.mine)
         epochs, slots = stream(self.seed, first, count, len(self.train))
         chosen = self.train[slots]
-        arrays, bad = [], []
-        for i in chosen:
-            array, _, trouble = self.images.read_or_replace(int(i))
-            arrays.append(array)
-            bad += [trouble] if trouble else []
+        arrays, bad = self._read(chosen)
         drawn, crops = zip(*self.views_of(arrays, epochs, chosen), strict=True)
         return Batch(step, chosen, epochs, list(crops), list(drawn), bad)
+
+    def _read(self, chosen: IntArray) -> tuple[Sequence[Any], list[Bad]]:
+        """The images as one array where they lie in memory, else a list; and what was wrong with some of them."""
+        if self.images.array is not None:
+            return self.images.array[chosen], []
+        read = [self.images.read_or_replace(int(i)) for i in chosen]
+        return [array for array, _, _ in read], [bad for _, _, bad in read if bad]
 
     def views_of(self, arrays: Sequence[Any], epochs: IntArray, chosen: IntArray) -> Iterator[tuple[Draws, Tensor]]:
         """For each view what is drawn for these images, and their crops (n, size, size, c)."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -128,7 +127,7 @@ def _make(images: Images, size: int, form: str, folder: Path) -> str:
     def prepare(i: int) -> tuple[bytes, str]:
         file, _, length = place(images.rows, images.root, i)
         if length < 0:  # a file of its own may have changed since the index was made
-            files[i] = size_and_time(Path(os.fsdecode(file)))
+            files[i] = size_and_time(file)
         height, width = (int(side) for side in sizes[i])
         try:
             array = shrink(images.read(i, (height, width)), height, width)

@@ -111,7 +111,10 @@ def _copy_out(files: Sequence[Path], column: str, label: str | None, folder: Pat
             number, last = number if file == last else 0, file
             parts.append(_copy_batch(batch, column, label, file, number, out))
             number += len(batch)
-    pq.write_table(pa.concat_tables(parts).combine_chunks(), folder / "rows.parquet")
+    table = pa.concat_tables(parts).combine_chunks()
+    if label and table["label"].null_count:
+        table = table.drop_columns("label")  # labels of some images are labels of none
+    pq.write_table(table, folder / "rows.parquet")
 
 
 def _copy_batch(

@@ -219,8 +219,6 @@ def _in_range(config: Config) -> None:
         value = getattr(config, name)
         if value is not None and not (low <= value <= high and (closed or value > low)):
             raise UserError(f"{word(name)} = {value} is outside its range, {low:g} to {high:g}.")
-    if sum(getattr(config, name) is not None for name in ("epochs", "steps", "minutes")) > 1:
-        raise UserError("Give one of epochs, steps and minutes, not several.")
     if isinstance(config.projector, tuple) and min(config.projector) < 1:
         raise UserError(f"projector = {config.projector} has a width below 1.")
 

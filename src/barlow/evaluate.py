@@ -125,20 +125,20 @@ def raw_pixels(sources: Sequence[Images]) -> tuple[Floats, list[bytes | None], s
     total = sum(len(images) for images in sources)
     pixels, digests = np.zeros((total, height * width * channels), np.float32), list[bytes | None]()
     for images in sources:
-        for row in in_threads(lambda i, images=images: _pixels(images, i, height, width), len(images), "raw pixels"):
+        for row in in_threads(partial(_pixels, images, height, width), len(images), "raw pixels"):
             if row is not None:
                 pixels[len(digests)] = row[0]
             digests.append(row[1] if row else None)
     return pixels, digests, f"{height}×{width}×{channels}, {'as they are' if whole else 'resized'}"
 
 
-def _pixels(images: Images, i: int, height: int, width: int) -> tuple[Floats, bytes] | None:
+def _pixels(images: Images, height: int, width: int, i: int) -> tuple[Floats, bytes] | None:
     try:
         image = images.read(i)
     except BadImage:
         return None
     digest = hashlib.blake2b(f"{image.shape} {image.dtype}".encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(image))
+    digest.update(image.tobytes())
     scale = np.float32(np.iinfo(image.dtype).max) if image.dtype.kind == "u" else np.float32(1)
     unit = image.astype(np.float32) / scale
     if image.shape[:2] != (height, width):
@@ -165,7 +165,7 @@ def fingerprint(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted([*module.named_parameters(), *module.named_buffers()]):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -184,7 +184,7 @@ def _refuse(labelled: Labelled, train: NDArray[np.bool_], test: NDArray[np.bool_
 
 def _measured(judges: Mapping[str, Protocol], parts: Mapping[str, tuple[Floats, Floats]]) -> tuple[Rows, Details]:
     """Every protocol on every column."""
-    rows = {protocol: {"protocol": protocol} for protocol in judges}
+    rows: dict[str, dict[str, Any]] = {protocol: {"protocol": protocol} for protocol in judges}
     details: Details = {}
     jobs = [(protocol, name) for name in parts for protocol in judges]
     for protocol, name in progress(jobs, "protocols", len(jobs)):
@@ -195,7 +195,7 @@ def _measured(judges: Mapping[str, Protocol], parts: Mapping[str, tuple[Floats, 
     return list(rows.values()), details
 
 
-def _of_classes(labels: Ints, truth: Ints, names: list[str], seed: int) -> dict[str, Protocol]:
+def _of_classes(labels: Ints, truth: Ints, names: list[str], seed: int) -> Mapping[str, Protocol]:
     def judged(answers: Ints) -> Judged:
         low, high = scores.wilson(int((answers == truth).sum()), len(truth))
         figure = {"value": scores.accuracy(truth, answers), "low": low, "high": high}
@@ -212,10 +212,11 @@ def _of_classes(labels: Ints, truth: Ints, names: list[str], seed: int) -> dict[
         found = protocols.few_labels(train, labels, test, truth, share=share, draws=DRAWS, seed=seed)
         return found.labels, {"value": found.mean, "low": found.low, "high": found.high, "draws": found.draws}, None
 
-    return {"k-NN": knn, "linear": linear} | {f"{share:.0%} of labels": partial(few, share) for share in SHARES}
+    shares = {f"{share * 100:g} % of labels": partial(few, share) for share in SHARES}
+    return {"k-NN": knn, "linear": linear, **shares}
 
 
-def _of_numbers(targets: NDArray[Any], truth: NDArray[Any], kind: str, seed: int) -> dict[str, Protocol]:
+def _of_numbers(targets: NDArray[Any], truth: NDArray[Any], kind: str, seed: int) -> Mapping[str, Protocol]:
     def linear(train: Floats, test: Floats) -> Judged:
         if kind == "values":
             value = scores.r2(truth, protocols.ridge(train, targets, test, seed=seed))

@@ -16,7 +16,7 @@ Array = NDArray[Any]
 SHOWN = 256  # dimensions of the cross-correlation matrix that are drawn
 STRIP = 96  # features of an image that are drawn side by side
 QUERIES, NEIGHBOURS = 8, 5
-THUMBS = 70  # images drawn on the map itself; the others are dots
+THUMBS = 110  # images drawn on the map itself; the others are dots
 
 
 class Snapshot(NamedTuple):
@@ -29,9 +29,9 @@ class Snapshot(NamedTuple):
 
 
 def cross_correlation(a: Array, b: Array) -> Array:
-    """C = ÂᵀB̂/N of the first ``SHOWN`` dimensions, each column standardised with the eps 1e-5 of the objective."""
+    """C = ÂᵀB̂/N of the first ``SHOWN`` dimensions, columns standardised without an eps; a dead dimension gives 0."""
     left, right = (z[:, :SHOWN].astype(np.float64) for z in (a, b))
-    left, right = ((z - z.mean(axis=0)) / np.sqrt(z.var(axis=0) + 1e-5) for z in (left, right))
+    left, right = ((z - z.mean(axis=0)) / np.maximum(z.std(axis=0), 1e-12) for z in (left, right))
     return np.asarray(left.T @ right / len(left))
 
 
@@ -54,16 +54,17 @@ def when(step: int) -> str:
 
 
 def spectra(snapshots: list[Snapshot]) -> list[Markup]:
-    """Eigenvalue charts of the features and of the embedding, first and last snapshot, as shares of the variance."""
+    """Eigenvalue charts of the features and of the embedding at every snapshot, as shares of the variance."""
     charts = []
     for title, field in (("Encoder output", "features"), ("Embedding", "embedding_a")):
         lines = []
-        for s in dict.fromkeys((len(snapshots) - 1, 0)):
-            values = spectrum(getattr(snapshots[s], field).astype(np.float32))
+        for s in snapshots:
+            values = spectrum(getattr(s, field))
             share = values / (values.sum() or 1.0)
-            share = share[share > 1e-8]
-            tone = "one" if snapshots[s].step else "faint"
-            lines.append(Line(when(snapshots[s].step), np.arange(1, len(share) + 1), share, tone))
+            share = share[share > 1e-7]
+            tone = "one" if s is snapshots[-1] else "faint" if s is snapshots[0] else "between"
+            name = f"{s.step:,}" if tone == "between" else when(s.step)
+            lines.append(Line(name, np.arange(1, len(share) + 1), share, tone))
         charts.append(chart(lines, title=title, x_label="direction, strongest first", x_log=True, y_log=True, low=1e-7))
     return charts
 
@@ -131,7 +132,7 @@ def embedding_map(features: Array, images: Array, keys: list[str]) -> dict[str, 
     # images in order of their distance from the middle, so that the rim is shown as pictures first
     order = np.argsort(-np.square(places - 50).sum(axis=1), kind="stable")
     shown = np.zeros(len(z), dtype=bool)
-    shown[order] = apart(places[order], 6.5, THUMBS)
+    shown[order] = apart(places[order], 5.6, THUMBS)
     picture, cells = sheet(images)
     points = [
         {"x": f"{x:.1f}", "y": f"{100 - y:.1f}", "column": i % cells, "row": i // cells, "big": big, "key": key}

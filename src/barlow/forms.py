@@ -20,7 +20,7 @@ Blocks are sized to stay in cache: Â is never stored, it is made again from z w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -30,6 +30,7 @@ from torch import Tensor
 from barlow import ranks
 
 EPS = 1e-5  # added to the variance, inside the root: nn.BatchNorm1d(affine=False), which the published code uses
+ALL = slice(None)
 
 
 class Forward(NamedTuple):
@@ -40,7 +41,8 @@ class Forward(NamedTuple):
     diagonal: Tensor  # (P, d), c
     squares: Tensor  # scalar, Σ Cᵢⱼ² over all pairs; correlation: without the diagonal
     products: Tensor  # Gram: (V, N, N), Σ_{b≠v} Â_bÂ_bᵀ - κ_v·I; correlation: (P, D, D), C with 0 on its diagonal
-    kappa: Tensor  # (V, 1), 0 in the correlation form
+    own: Tensor  # Gram: (V, 1), κ; correlation: (V, D), Σ_b Σ_{j≠i} (C_vb)ᵢⱼ²
+    hat: Tensor  # (V, N, d), Â where all of it is one block, else empty
 
 
 def cheaper(rows: int, dim: int, views: int = 2, world: int = 1, halves: bool = True) -> str:
@@ -59,17 +61,18 @@ def gram(z: Sequence[Tensor], dtype: torch.dtype) -> Forward:
     """Forward pass over all N rows and the d columns of this process, (N, d) each; V·N²·D/2 multiplications."""
     views, (rows, dim) = len(z), z[0].shape
     kernels = z[0].new_zeros((views, rows, rows), dtype=dtype)
-    panels = _panels(kernels)
+    panels = row_panels(kernels)
     mean, scale = z[0].new_empty((views, dim), dtype=dtype), z[0].new_empty((views, dim), dtype=dtype)
     diagonal = z[0].new_empty((views * (views - 1) // 2, dim), dtype=dtype)
-    blocks = _Blocks(z, rows, dim, dtype)
-    for block in blocks.along:
-        hat, spare, _ = blocks.columns(block)
-        hats = _normalise([view[:, block] for view in z], hat, spare, mean[:, block], scale[:, block])
+    hat = kernels
+    for (_, columns), (hat, spare) in _blocks(z, 1, dtype):
+        hats, (room, *_) = hat.unbind(), spare.unbind()
+        _normalise([view[:, columns] for view in z], hats, room, mean[:, columns], scale[:, columns])
         for k, (a, b) in enumerate(combinations(hats, 2)):
-            torch.mean(torch.mul(a, b, out=spare[0]), 0, out=diagonal[k, block])
+            torch.mean(torch.mul(a, b, out=room), 0, out=diagonal[k, columns])
         add_gram(kernels, hat, panels)
-    _mirror(kernels, panels)
+    for panel in panels[1:]:
+        kernels[:, : panel.start, panel] = kernels[:, panel, : panel.start].mT
     ranks.sum_(kernels)
     others = kernels.flip(0) if views == 2 else kernels.sum(0) - kernels
     squares = torch.sum(kernels.mul_(others), dtype=_wide(kernels)).div_(2 * rows * rows)
@@ -78,85 +81,81 @@ def gram(z: Sequence[Tensor], dtype: torch.dtype) -> Forward:
     on_diagonal = others.diagonal(dim1=1, dim2=2)
     kappa = on_diagonal.mean(1, keepdim=True)
     on_diagonal.sub_(kappa)
-    return Forward(mean, scale, diagonal, squares, others, kappa)
+    return Forward(mean, scale, diagonal, squares, others, kappa, _if_whole(hat, rows, dim))
 
 
-def gram_gradient(z: Sequence[Tensor], saved: Forward, lambda_: float, gain: Tensor) -> list[Tensor]:
-    """``gain`` · ∂L/∂z, (N, d) in the dtype of each z; V·N²·D multiplications."""
-    rows, dim = z[0].shape
+def gram_gradient(z: Sequence[Tensor], saved: Forward, lambda_: float, gain: Tensor) -> Tensor:
+    """``gain`` · ∂L/∂z, (V, N, d); V·N²·D multiplications."""
+    rows = len(z[0])
     alpha = 2 * lambda_ / (rows * rows * len(saved.diagonal))
     cross = _cross(saved.diagonal, rows, 1 - lambda_)
     factor = saved.scale * gain
-    left = saved.scale.square().mul_(saved.kappa * (alpha * EPS))  # what the projection leaves of κÂ, thanks to eps
-    gradients = [torch.empty_like(view) for view in z]
-    blocks = _Blocks(z, rows, dim, saved.mean.dtype)
-    for block in blocks.along:
-        hat, g, spare = blocks.columns(block)
-        _standardise([view[:, block] for view in z], saved.mean[:, block], saved.scale[:, block], hat)
-        _combine(hat, cross[:, block], g)
+    left = saved.scale.square().mul_(saved.own * (alpha * EPS))  # what the projection leaves of κÂ, thanks to eps
+    gradient = saved.mean.new_empty((len(z), *z[0].shape))
+    for (_, columns), (hat, spare) in _standardised(z, saved, 1):
+        g = gradient[:, :, columns]
+        _combine(hat, cross[:, columns], g)
         add_product(g, saved.products, hat, alpha)
-        own = left[:, block] - torch.mul(hat, g, out=spare).mean(1)
-        _finish(g, hat, own, factor[:, block], [gradient[:, block] for gradient in gradients])
-    return gradients
+        own = left[:, columns] - torch.mul(hat, g, out=spare).mean(1)
+        g.addcmul_(hat, own.unsqueeze(1)).mul_(factor[:, None, columns])
+    return gradient
 
 
 def correlation(z: Sequence[Tensor], total: int, dtype: torch.dtype) -> Forward:
     """Forward pass over all columns and the n rows of this process, of ``total``; P·N·D² multiplications."""
     views, (rows, dim) = len(z), z[0].shape
-    mean, scale = z[0].new_ones((2, views, dim), dtype=dtype)
-    blocks = _Blocks(z, rows, dim, dtype)
-    for block in blocks.along if rows else ():
-        hat, spare, _ = blocks.columns(block)
-        _normalise([view[:, block] for view in z], hat, spare, mean[:, block], scale[:, block])
+    mean, scale = z[0].new_ones((views, dim), dtype=dtype), z[0].new_ones((views, dim), dtype=dtype)
+    hat = z[0].new_empty(0, dtype=dtype)
+    for (_, columns), (hat, spare) in _blocks(z, 1, dtype) if rows else ():
+        _normalise([view[:, columns] for view in z], hat.unbind(), spare[0], mean[:, columns], scale[:, columns])
+    hat = _if_whole(hat, rows, dim)
     if ranks.world_size() > 1:
-        mean, scale = _join(mean, scale, rows, total)
-    products = correlations(z, total, mean, scale, list(combinations(range(views), 2)))
+        (mean, scale), hat = _join(mean, scale, rows, total), hat.new_empty(0)
+    saved = Forward(mean, scale, mean, mean, mean, torch.zeros_like(mean), hat)
+    products = correlations(z, total, saved, list(combinations(range(views), 2)))
     on_diagonal = products.diagonal(dim1=1, dim2=2)
     diagonal = on_diagonal.clone()
     on_diagonal.zero_()  # so that the redundancy is a sum and not a difference
-    squares = torch.sum(products.square(), dtype=_wide(products))
-    return Forward(mean, scale, diagonal, squares, products, kappa=mean.new_zeros((views, 1)))
+    for (a, b), product in zip(combinations(saved.own.unbind(), 2), products.unbind(), strict=True):
+        squared = product.square()
+        a.add_(squared.sum(1))
+        b.add_(squared.sum(0))
+    squares = torch.sum(saved.own, dtype=_wide(mean)) / 2
+    return saved._replace(diagonal=diagonal, squares=squares, products=products)
 
 
-def correlations(
-    z: Sequence[Tensor], total: int, mean: Tensor, scale: Tensor, pairs: Sequence[tuple[int, int]]
-) -> Tensor:
+def correlations(z: Sequence[Tensor], total: int, saved: Forward, pairs: Sequence[tuple[int, int]]) -> Tensor:
     """C_ab of each pair, (P, D, D), from the rows of this process; on several processes all of them must call."""
-    rows, dim = z[0].shape
-    products = mean.new_zeros((len(pairs), dim, dim))
-    blocks = _Blocks(z, dim, rows, mean.dtype)
-    for block in blocks.along:
-        hat, _, _ = blocks.rows(block)
-        _standardise([view[block] for view in z], mean, scale, hat)
-        for product, (a, b) in zip(products, pairs, strict=True):
+    products = saved.mean.new_zeros((len(pairs), z[0].shape[1], z[0].shape[1]))
+    for _, (hat,) in _standardised(z, saved, 0, rooms=1):
+        for product, (a, b) in zip(products.unbind(), pairs, strict=True):
             add_product(product, hat[a].T, hat[b], alpha=1 / total)
     return ranks.sum_(products)
 
 
-def correlation_gradient(z: Sequence[Tensor], total: int, saved: Forward, lambda_: float, gain: Tensor) -> list[Tensor]:
-    """``gain`` · ∂L/∂z, (n, D) in the dtype of each z; 2·P·N·D² multiplications, nothing travels."""
-    rows, dim = z[0].shape
+def correlation_gradient(z: Sequence[Tensor], total: int, saved: Forward, lambda_: float, gain: Tensor) -> Tensor:
+    """``gain`` · ∂L/∂z, (V, n, D); 2·P·N·D² multiplications, nothing travels."""
     alpha = 2 * lambda_ / (total * len(saved.diagonal))
     cross = _cross(saved.diagonal, total, 1.0)
     factor = saved.scale * gain
-    own = torch.zeros_like(factor)  # -mean(Â ⊙ g), which C holds already
-    right: list[list[tuple[int, Tensor]]] = [[] for _ in z]  # for every view v its b and C_vbᵀ
-    for k, (a, b) in enumerate(combinations(range(len(z)), 2)):
-        c, squared, on_diagonal = saved.products[k], saved.products[k].square(), cross[k] * saved.diagonal[k]
-        for v, other, matrix, sums in ((a, b, c.T, squared.sum(1)), (b, a, c, squared.sum(0))):
-            own[v].sub_(on_diagonal).sub_(sums, alpha=alpha)
-            right[v].append((other, matrix))
-    gradients = [torch.empty_like(view) for view in z]
-    blocks = _Blocks(z, dim, rows, saved.mean.dtype)
-    for block in blocks.along:
-        hat, g, _ = blocks.rows(block)
-        _standardise([view[block] for view in z], saved.mean, saved.scale, hat)
-        _combine(hat, cross, g)
-        for v, terms in enumerate(right):
-            for b, matrix in terms:
-                add_product(g[v], hat[b], matrix, alpha)
-        _finish(g, hat, own, factor, [gradient[block] for gradient in gradients])
-    return gradients
+    own = saved.own * -alpha  # -mean(Â ⊙ g), which C holds already
+    right: list[list[tuple[int, Tensor]]] = [[] for _ in z]  # g_v = Σ_b Â_b M_vb + own_v ⊙ Â_v, multiplied by w_v
+    pairs = zip(combinations(range(len(z)), 2), saved.products.unbind(), cross, cross * saved.diagonal, strict=True)
+    for (a, b), product, weight, minus in pairs:
+        for v, other, matrix in ((a, b, product.T), (b, a, product)):
+            own[v].sub_(minus)
+            m = matrix * (factor[v] * alpha)
+            torch.mul(weight, factor[v], out=m.diagonal())
+            right[v].append((other, m))
+    own.mul_(factor)
+    gradient = saved.mean.new_empty((len(z), *z[0].shape))
+    for (rows, _), (hat,) in _standardised(z, saved, 0, rooms=1):
+        hats = hat.unbind()
+        for view, g, row, products in zip(hats, gradient[:, rows].unbind(), own.unbind(), right, strict=True):
+            torch.mul(view, row, out=g)
+            for b, m in products:
+                add_product(g, hats[b], m)
+    return gradient
 
 
 def add_product(out: Tensor, left: Tensor, right: Tensor, alpha: float = 1.0) -> None:
@@ -174,7 +173,7 @@ def add_gram(kernels: Tensor, hat: Tensor, panels: Sequence[slice]) -> None:
             add_product(kernel[panel, : panel.stop], view[panel], view[: panel.stop].T)
 
 
-def _panels(kernels: Tensor) -> list[slice]:
+def row_panels(kernels: Tensor) -> list[slice]:
     """Row panels of a symmetric product: little more than half the work in eight of them.
 
     One panel, the full product, where there is little to save or where a launch costs more than the work.
@@ -184,24 +183,16 @@ def _panels(kernels: Tensor) -> list[slice]:
     return [slice(top, min(top + step, rows)) for top in range(0, rows, step)]
 
 
-def _mirror(kernels: Tensor, panels: Sequence[slice]) -> None:
-    for panel in panels[1:]:
-        kernels[:, : panel.start, panel] = kernels[:, panel, : panel.start].mT
-
-
-def _normalise(
-    parts: Sequence[Tensor], hat: Tensor, spare: Tensor, mean: Tensor, scale: Tensor
-) -> tuple[Tensor, ...]:
-    """Â of parts (n, d) that hold all rows, into ``hat``, with mean and w of every column, by PyTorch's BatchNorm.
+def _normalise(parts: Sequence[Tensor], hats: Sequence[Tensor], room: Tensor, mean: Tensor, scale: Tensor) -> None:
+    """Â of parts (n, d) that hold all rows, into ``hats``, with mean and w of every column, by PyTorch's BatchNorm.
 
     Counted from the first row, so that a constant column has exactly that mean and variance 0, however large it is.
     """
-    hats = hat.unbind()
-    for part, shifted, *out in zip(parts, spare.unbind(), hats, mean.unbind(), scale.unbind(), strict=True):
-        torch.sub(part, part[:1], out=shifted)
-        torch.native_batch_norm(shifted, None, None, None, None, True, 0.0, EPS, out=out)
-        out[1].add_(part[0])
-    return hats
+    for part, *out in zip(parts, hats, mean.unbind(), scale.unbind(), strict=True):
+        first = part[0]
+        torch.sub(part, first, out=room)
+        torch.native_batch_norm(room, None, None, None, None, True, 0.0, EPS, out=out)
+        out[1].add_(first)
 
 
 def _join(mean: Tensor, scale: Tensor, rows: int, total: int) -> tuple[Tensor, Tensor]:
@@ -211,16 +202,13 @@ def _join(mean: Tensor, scale: Tensor, rows: int, total: int) -> tuple[Tensor, T
     return whole, ranks.sum_((scale.pow(-2) + (mean - whole).square_()).mul_(share)).rsqrt_()
 
 
-def _standardise(parts: Sequence[Tensor], mean: Tensor, scale: Tensor, hat: Tensor) -> None:
-    for part, centred, m in zip(parts, hat.unbind(), mean.unbind(), strict=True):
-        torch.sub(part, m, out=centred)
-    hat.mul_(scale.unsqueeze(1))
-
-
 def _cross(diagonal: Tensor, rows: int, share: float) -> Tensor:
     """Weight of Â_b in g_a and of Â_a in g_b, (P, d). ``share``: 1-λ if the products hold the diagonal of C, else 1."""
     unit = 2.0 / (rows * len(diagonal))
     return (diagonal * (share * unit)).sub_(unit)
+
+
+Block = tuple[tuple[slice, slice], tuple[Tensor, ...]]  # its rows and columns; rooms (V, rows, columns), Â the first
 
 
 def _combine(hat: Tensor, cross: Tensor, out: Tensor) -> None:
@@ -235,36 +223,38 @@ def _combine(hat: Tensor, cross: Tensor, out: Tensor) -> None:
                 sums[v].addcmul_(hats[other], weight)
 
 
-def _finish(g: Tensor, hat: Tensor, own: Tensor, factor: Tensor, gradients: Sequence[Tensor]) -> None:
-    """``factor ⊙ (g + own ⊙ Â)``, rounded to the dtypes of the gradients."""
-    g.addcmul_(hat, own.unsqueeze(1))
-    for gradient, whole, scale in zip(gradients, g.unbind(), factor.unbind(), strict=True):
-        torch.mul(whole, scale, out=gradient)
+def _blocks(z: Sequence[Tensor], axis: int, dtype: torch.dtype, rooms: int = 2) -> Iterator[Block]:
+    """Cuts along an axis into blocks that stay in cache; what little there is stays one block."""
+    along, across = z[0].shape[axis], z[0].shape[1 - axis]
+    whole, budget = (2**20, 2**18) if z[0].device.type == "cpu" else (2**24, 2**24)
+    width = along
+    if len(z) * along * across > whole:
+        width = max(256, budget // (len(z) * across))
+        width = -(-along // -(-along // width))
+    room: tuple[Tensor, ...] = ()
+    for start in range(0, along, max(1, width)):
+        size = min(width, along - start)
+        shape = (size, across) if axis == 0 else (across, size)
+        if not room or room[0].shape[1:] != shape:
+            room = z[0].new_empty((rooms, len(z), *shape), dtype=dtype).unbind()
+        block = slice(start, start + size)
+        yield (block, ALL) if axis == 0 else (ALL, block), room
 
 
-class _Blocks:
-    """How the way ``along`` is cut into blocks that stay in cache, and room for one block of all views, thrice."""
+def _standardised(z: Sequence[Tensor], saved: Forward, axis: int, rooms: int = 2) -> Iterator[Block]:
+    """Blocks with Â in the first room: made again from z, or the one that was kept."""
+    if saved.hat.numel():
+        yield (ALL, ALL), (saved.hat, *(torch.empty_like(saved.hat) for _ in range(1, rooms)))
+        return
+    for (rows, columns), room in _blocks(z, axis, saved.mean.dtype, rooms):
+        for view, hat, mean in zip(z, room[0].unbind(), saved.mean.unbind(), strict=True):
+            torch.sub(view[rows, columns], mean[columns], out=hat)
+        room[0].mul_(saved.scale[:, None, columns])
+        yield (rows, columns), room
 
-    def __init__(self, z: Sequence[Tensor], across: int, along: int, dtype: torch.dtype) -> None:
-        budget = 2**18 if z[0].device.type == "cpu" else 2**24
-        width = max(256, budget // max(1, len(z) * across))
-        width = max(1, -(-along // max(1, -(-along // width))))
-        self.along = [slice(start, min(start + width, along)) for start in range(0, along, width)]
-        self._across, self._like = across, z[0].new_empty((3, len(z), 0, 0), dtype=dtype)
-        self._rooms = self._like.unbind()
 
-    def columns(self, block: slice) -> tuple[Tensor, ...]:
-        """Three tensors (V, across, width of the block)."""
-        return self._cut(self._across, block.stop - block.start)
-
-    def rows(self, block: slice) -> tuple[Tensor, ...]:
-        """Three tensors (V, width of the block, across)."""
-        return self._cut(block.stop - block.start, self._across)
-
-    def _cut(self, n: int, d: int) -> tuple[Tensor, ...]:
-        if self._rooms[0].shape[1:] != (n, d):
-            self._rooms = self._like.new_empty((3, self._like.shape[1], n, d)).unbind()
-        return self._rooms
+def _if_whole(hat: Tensor, rows: int, dim: int) -> Tensor:
+    return hat if hat.shape[1:] == (rows, dim) else hat.new_empty(0)
 
 
 def _wide(like: Tensor) -> torch.dtype:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ Kind = tuple[int, str]  # channels, dtype
 
 SAMPLE = Path(__file__).parent / "sample" / "train.npz"
 SECOND = "second_"  # before the columns of the other images of pairs, in one table
-RANGE_IMAGES = 32  # float images looked at for the range of their values
+LOOKED_AT = 32  # images by which the range of float values, and whether an array is still the same, are told
 
 
 def open_images(
@@ -65,8 +66,10 @@ def open_images(
         return _from_found(sources.find_files(names, Path("/")), None, channels, value_range)
     path = SAMPLE if source == "sample" else Path(source)
     if path.suffix.lower() in (".npy", ".npz") and path.is_file() and arrays.holds_many(path):
-        images = _from_held(arrays.from_file(path), str(path), channels, value_range)
-        return images if index is None else _same_as(images, Path(index))
+        held = arrays.from_file(path)
+        if index is not None:
+            return _recalled_array(held, Path(index))
+        return _from_held(held, str(path), channels, value_range)
     if index is not None:
         images = _from_index(path, Path(index))
     else:
@@ -84,6 +87,8 @@ def _from_found(
     other, other_kind = _judged(partners, None)
     table, other = tables.as_pairs(table, other)
     second = _images(partners, other, other_kind, None)
+    if not len(second):
+        raise DataError(f"of {len(table):,} pairs there is none of which both images can be read")
     return replace(_images(replace(found, kind="pairs"), table, kind, value_range), second=second)
 
 
@@ -119,12 +124,16 @@ def _images(found: Found, table: pa.Table, kind: Kind, value_range: tuple[float,
 
 
 def _some_of(images: Images, modes: list[str]) -> list[Array]:
-    """Up to RANGE_IMAGES images of these modes, evenly spread, before scaling."""
-    such = [i for i, mode in enumerate(images.rows["mode"].to_pylist()) if mode in modes]
+    """Images of these modes as they are before scaling."""
+    return _read_some(images.decoded, [i for i, mode in enumerate(images.rows["mode"].to_pylist()) if mode in modes])
+
+
+def _read_some(read: Callable[[int], Array], numbers: Sequence[int]) -> list[Array]:
+    """Up to LOOKED_AT of these images, evenly spread; bad ones left out."""
     some = []
-    for i in such[:: max(1, len(such) // RANGE_IMAGES)][:RANGE_IMAGES]:
+    for i in numbers[:: max(1, len(numbers) // LOOKED_AT)][:LOOKED_AT]:
         with contextlib.suppress(BadImage):
-            some.append(images.decoded(i))
+            some.append(read(i))
     return some
 
 
@@ -135,7 +144,14 @@ def write_index(images: Images, path: str | os.PathLike[str]) -> None:
         other, settings["second"] = _record(images.second)
         for name in other.column_names:
             table = table.append_column(SECOND + name, other[name])
+    if images.kind == "array":
+        settings["content"] = _content(images)
     tables.write(table, settings | {"rule": RULE}, Path(path))
+
+
+def _content(images: Images) -> int:
+    """A checksum of some images of an array, to tell whether it is still the same."""
+    return zlib.crc32(b"".join(array.tobytes() for array in _read_some(images.read, range(len(images)))))
 
 
 def _record(images: Images) -> tuple[pa.Table, dict[str, Any]]:
@@ -144,9 +160,7 @@ def _record(images: Images) -> tuple[pa.Table, dict[str, Any]]:
 
 
 def _from_index(path: Path, index: Path) -> Images:
-    table, settings = tables.read(index)
-    if settings["rule"] != RULE:
-        raise UserError(f"{index} was made by another version of barlow, whose images differ: start a new run")
+    table, settings = _read_index(index)
     own = table.select([name for name in table.column_names if not name.startswith(SECOND)])
     images = _recalled(path, own, settings)
     if "second" not in settings:
@@ -154,6 +168,13 @@ def _from_index(path: Path, index: Path) -> Images:
     other = table.select([name for name in table.column_names if name.startswith(SECOND)])
     other = other.rename_columns([name.removeprefix(SECOND) for name in other.column_names])
     return replace(images, second=_recalled(path, other, settings["second"]))
+
+
+def _read_index(index: Path) -> tuple[pa.Table, dict[str, Any]]:
+    table, settings = tables.read(index)
+    if settings["rule"] != RULE:
+        raise UserError(f"{index} was made by another version of barlow, whose images differ: start a new run")
+    return table, settings
 
 
 def _recalled(path: Path, table: pa.Table, settings: dict[str, Any]) -> Images:
@@ -172,8 +193,7 @@ def _from_held(held: Held, name: str, channels: int | None, value_range: tuple[f
             raise UserError(f"{name} {why}: give another number of channels")
     whole = arrays.all_at_once(held)
     if value_range is None and dtype == "float32":
-        step = max(1, len(held) // RANGE_IMAGES)
-        value_range = find_range(held[i] for i in range(0, len(held), step))
+        value_range = find_range(_read_some(held.__getitem__, range(len(held))))
     images = _images(Found("array", b"", table), table, (channels, dtype), value_range or (0.0, 1.0))
     images = replace(images, labels=held.labels)
     if whole is None:
@@ -182,10 +202,12 @@ def _from_held(held: Held, name: str, channels: int | None, value_range: tuple[f
     return replace(images, array=flat.reshape(*whole.shape[:3], channels))
 
 
-def _same_as(images: Images, index: Path) -> Images:
-    """Array sources are read anew; the index says whether they are still the same."""
-    table, settings = tables.read(index)
-    if len(table) != len(images) or settings["channels"] != images.channels or settings["dtype"] != images.dtype:
-        raise UserError(f"the array has changed since {index} was made ({len(table):,} images then): start a new run")
-    low, high = settings["value_range"]
-    return replace(images, value_range=(low, high))
+def _recalled_array(held: Held, index: Path) -> Images:
+    """Arrays are read anew; the index says what they became, and whether they are still the same."""
+    table, settings = _read_index(index)
+    if len(held) == len(table):
+        low, high = settings["value_range"]
+        images = _from_held(held, "the array", settings["channels"], (low, high))
+        if images.dtype == settings["dtype"] and _content(images) == settings.get("content"):
+            return images
+    raise UserError(f"the array has changed since {index} was made ({len(table):,} images then): start a new run")

@@ -13,15 +13,15 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from barlow.decode import header
+from barlow.decode import Header, header
 from barlow.errors import UserError
 from barlow.guard import BadImage, warnings_raise
 from barlow.progress import progress
@@ -83,28 +83,31 @@ def build(found: Found, workers: int = 16) -> pa.Table:
 
     Threads, more than cores: over a network the wait for each file is what takes the time.
     """
-    rows = found.rows.combine_chunks()
+    rows, count = found.rows.combine_chunks(), len(found.rows)
+    facts = np.stack([rows["bytes"].to_numpy(), rows["modified"].to_numpy()], 1)
+    width, height = np.zeros(count, np.int32), np.zeros(count, np.int32)
+    mode, status = [""] * count, [OK] * count
 
-    def look(i: int) -> tuple[int, int, str, str]:
+    def look(i: int) -> None:
+        def whole(opened: IO[bytes], size: int) -> Header:
+            facts[i] = size, os.fstat(opened.fileno()).st_mtime_ns
+            return header(opened)
+
         file, offset, length = place(rows, found.root, i)
         try:
-            if length < 0:
-                seen = with_file(file, lambda opened, _: header(opened))
-            else:
-                seen = header(BytesIO(read_bytes(file, offset, length)))
+            seen = with_file(file, whole) if length < 0 else header(read_bytes(file, offset, length))
+            width[i], height[i], mode[i] = seen.width, seen.height, seen.mode
         except BadImage as bad:
-            return 0, 0, "", bad.reason
-        return seen.width, seen.height, seen.mode, OK
+            status[i] = bad.reason
 
     with warnings_raise:
-        looked = list(in_threads(look, len(rows), "reading headers", workers))
-    width, height, mode, status = zip(*looked, strict=True) if looked else ((), (), (), ())
-    return (
-        rows.append_column("width", pa.array(width, pa.int32()))
-        .append_column("height", pa.array(height, pa.int32()))
-        .append_column("mode", pa.array(mode, WORDS))
-        .append_column("status", pa.array(status, WORDS))
-    )
+        for _ in in_threads(look, count, "reading headers", workers):
+            pass
+    made = {"bytes": pa.array(facts[:, 0]), "modified": pa.array(facts[:, 1])}
+    made |= {"width": pa.array(width), "height": pa.array(height)}
+    made |= {"mode": pa.array(mode, WORDS), "status": pa.array(status, WORDS)}
+    kept = [name for name in rows.column_names if name not in made]
+    return pa.table({name: rows[name] for name in kept} | made)
 
 
 def usable(rows: pa.Table) -> tuple[pa.Table, pa.Table]:

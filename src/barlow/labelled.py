@@ -20,7 +20,7 @@ from barlow.pairs import read_table
 from barlow.protocols import stratified
 
 TEST_WORDS = ("test", "val", "valid", "validation")
-KINDS = {"labels": "labels", "value": "values", "values": "values"}  # by the name of the column; any other: classes
+CLASS_WORDS, VALUE_WORDS = ("label", "class", "target"), ("value", "values")  # names of the column
 SHARE = 0.8  # of the images are for training where the source does not say
 
 
@@ -105,7 +105,10 @@ def _open(
     numbers = _numbers(path)
     if numbers is not None:
         with np.load(path, allow_pickle=False) as file:
-            return open_images(file["images"], channels=channels, value_range=value_range), numbers, None
+            found = open_images(file["images"], channels=channels, value_range=value_range)
+        if len(found) != len(numbers.values):
+            raise UserError(f"{path} holds {len(found):,} images and labels for {len(numbers.values):,}")
+        return found, numbers, None
     found = open_images(path, channels=channels, value_range=value_range)
     if found.labels is not None:
         classes, values = np.unique(found.labels, return_inverse=True)
@@ -122,7 +125,7 @@ def _numbers(path: Path) -> Targets | None:
         return None
     try:
         with np.load(path, allow_pickle=False) as file:
-            values = file["labels"] if "images" in file.files else np.zeros(1, int)
+            values: NDArray[Any] = file["labels"] if "images" in file.files else np.zeros(1, int)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None  # open_images says what is wrong
     if values.dtype.kind in "iub" and values.ndim == 1:
@@ -130,17 +133,19 @@ def _numbers(path: Path) -> Targets | None:
     if values.dtype.kind == "f" and values.ndim in (1, 2) and np.isfinite(values).all():
         return Targets("values", values.reshape(len(values), -1).astype(np.float32), [])
     if values.dtype.kind in "iub" and values.ndim == 2 and np.isin(values, (0, 1)).all():
-        return Targets("labels", values.astype(bool), [str(k) for k in range(values.shape[1])])
+        return Targets("labels", values.astype(bool), [str(k) for k in range(len(values.T))])
     raise UserError(f"labels in {path} have shape {values.shape}: give integers (n,), 0 and 1 (n, c), or real numbers")
 
 
 def _from_csv(path: Path, images: Images) -> tuple[Targets, NDArray[np.bool_] | None]:
     columns = {name.lower(): name for name in read_table(path, all_columns=True)}
-    word = next((word for word in ("label", "class", "target", *KINDS) if word in columns), None)
+    word = next((word for word in (*CLASS_WORDS, "labels", *VALUE_WORDS) if word in columns), None)
     numbers, names = labels_from_csv(path, images, columns[word] if word else None)
     targets = Targets("classes", numbers, names)
-    if word in KINDS:
-        targets = _values(path, numbers, names) if KINDS[word] == "values" else _several(numbers, names)
+    if word == "labels":
+        targets = _several(numbers, names)
+    elif word in VALUE_WORDS:
+        targets = _values(path, numbers, names)
     if "split" not in columns:
         return targets, None
     numbers, names = labels_from_csv(path, images, columns["split"])
@@ -172,11 +177,11 @@ def _aligned(train: Targets, test: Targets, source: str | Path) -> NDArray[Any]:
     if unknown := sorted(set(test.names) - set(train.names)):
         raise UserError(f"{source} has {unknown[0]!r}, which no training image is labelled with")
     if train.kind == "classes":
-        numbers: NDArray[np.int64] = np.array([train.names.index(name) for name in test.names], np.int64)
-        return numbers[test.values]
+        numbers = np.array([train.names.index(name) for name in test.names], np.int64)
+        return np.take(numbers, test.values)
     if train.kind == "values":
         return test.values
-    values = np.zeros((len(test.values), len(train.names)), bool)
+    values: NDArray[Any] = np.zeros((len(test.values), len(train.names)), bool)
     values[:, [train.names.index(name) for name in test.names]] = test.values
     return values
 

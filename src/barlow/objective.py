@@ -137,21 +137,22 @@ class _Loss(torch.autograd.Function):
             held = tuple(ranks.rows_to_columns(view, counts) for view in z) if across else z
             saved = forms.gram(held, dtype) if form == "gram" else forms.correlation(held, total, dtype)
             diagonal = ranks.gather_rows(saved.diagonal.T).T if across else saved.diagonal
-            inside = diagonal.to(saved.squares.dtype).flatten()
-            gap = 1.0 - inside
-            sums = torch.stack((saved.squares, inside.dot(inside), gap.dot(gap), *saved.scale.aminmax()))
-        squares, on_diagonal, invariance, low, high = sums.tolist()  # the one read-back from a GPU
+            wide = saved.squares.dtype
+            norms = (torch.linalg.vector_norm(part, dtype=wide) for part in (diagonal, 1.0 - diagonal))
+            sums = torch.stack((saved.squares, *norms, *saved.scale.aminmax()))
+        squares, on_diagonal, distance, low, high = sums.tolist()  # the one read-back from a GPU
         dead = 0
         if across or not (low > 0.0 and high <= DEAD):  # NaN fails too
             dead, *bad = (ranks.sum_(_flags(saved.scale)) if across else _flags(saved.scale)).tolist()
             _refuse_bad(bad)
-        invariance /= pairs
-        redundancy = max(0.0, squares - on_diagonal if form == "gram" else squares) / pairs
+        invariance = distance**2 / pairs
+        redundancy = max(0.0, squares - on_diagonal**2 if form == "gram" else squares) / pairs
         loss = saved.mean.new_full((), invariance + lambda_ * redundancy)
         ctx.lambda_, ctx.counts, ctx.form, ctx.dim, ctx.across = lambda_, counts, form, dim, across
         ctx.save_for_backward(*held, *saved)
-        known = (saved.products, diagonal) if form == "correlation" else None
-        matrix = partial(_cross_correlation, [view.detach() for view in z], total, (saved.mean, saved.scale), known)
+        nothing = saved.mean.new_empty(0)
+        kept = saved._replace(hat=nothing, products=saved.products if form == "correlation" else nothing)
+        matrix = partial(_cross_correlation, [view.detach() for view in z], total, kept, across)
         return loss, (invariance, redundancy, floor(total, dim, lambda_), diagonal.mean(0), dead, form, matrix)
 
     @staticmethod
@@ -159,31 +160,30 @@ class _Loss(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:
         counts, views = ctx.counts, len(ctx.needs_input_grad) - 2
         held, saved = ctx.saved_tensors[:views], forms.Forward(*ctx.saved_tensors[views:])
-        gain = gradient.to(saved.mean.dtype) * len(counts)
+        gain = gradient * len(counts)
         with _no_autocast(held[0]):
-            if ctx.form == "correlation":
-                grads = forms.correlation_gradient(held, sum(counts), saved, ctx.lambda_, gain)
+            if ctx.form == "gram":
+                g = forms.gram_gradient(held, saved, ctx.lambda_, gain).unbind()
             else:
-                grads = forms.gram_gradient(held, saved, ctx.lambda_, gain)
+                g = forms.correlation_gradient(held, sum(counts), saved, ctx.lambda_, gain).unbind()
             if ctx.across:
-                grads = [ranks.columns_to_rows(g, counts, ctx.dim) for g in grads]
-        return None, None, *grads
+                g = tuple(ranks.columns_to_rows(part, counts, ctx.dim) for part in g)
+        return None, None, *(part.to(view.dtype) for part, view in zip(g, held, strict=True))
 
 
 def _cross_correlation(
-    z: Sequence[Tensor], total: int, moments: tuple[Tensor, Tensor], known: tuple[Tensor, Tensor] | None, a: int, b: int
+    z: Sequence[Tensor], total: int, saved: forms.Forward, across: bool, a: int, b: int
 ) -> Tensor:
-    if known is not None and a != b:
-        products, diagonal = known
+    if saved.products.numel() and a != b:
         k = list(combinations(range(len(z)), 2)).index((min(a, b), max(a, b)))
-        matrix = products[k].clone()
-        matrix.diagonal().copy_(diagonal[k])
+        matrix = saved.products[k].clone()
+        matrix.diagonal().copy_(saved.diagonal[k])
         return matrix if a < b else matrix.T
-    mean, scale = moments
-    if mean.shape[1] < z[0].shape[1]:  # this process has the moments of its share of the columns only
-        mean, scale = ranks.gather_rows(mean.T).T, ranks.gather_rows(scale.T).T
+    if across:  # this process has the moments of its share of the columns only
+        mean, scale = (ranks.gather_rows(moment.T).T for moment in (saved.mean, saved.scale))
+        saved = saved._replace(mean=mean, scale=scale)
     with torch.no_grad(), _no_autocast(z[0]):
-        return forms.correlations(z, total, mean, scale, [(a, b)])[0]
+        return forms.correlations(z, total, saved, [(a, b)])[0]
 
 
 def _agreed_counts(z: Sequence[Tensor]) -> list[int]:

@@ -21,12 +21,12 @@ from PIL import Image
 Array = NDArray[Any]
 
 POINTS = 300  # of a line; more are averaged in groups
-MINUS, PLUS = (38, 97, 156), (196, 84, 52)  # the two ends of the diverging palette; zero is transparent
+MINUS, PLUS = (44, 112, 178), (208, 92, 56)  # the two ends of the diverging palette; zero is transparent
 LEVELS = 24  # steps of each half of the palette
 
 
 class Line(NamedTuple):
-    """One line of a chart. ``tone`` is a CSS class: "one", "two" or "faint"; ``dashed`` for bounds and beginnings."""
+    """One line of a chart. ``tone`` is a CSS class: "one", "two", "faint" or "between"; bounds are ``dashed``."""
 
     label: str
     x: Sequence[float] | Array
@@ -101,11 +101,12 @@ def thin(x: Array, y: Array) -> tuple[Array, Array]:
 
 def chart(
     lines: Sequence[Line], *, title: str, x_label: str, x_log: bool = False, y_log: bool = False, zero: bool = False,
-    low: float | None = None, percent: bool = False,
+    low: float | None = None, percent: bool = False, note: str | None = None,
 ) -> Markup:  # fmt: skip
     """A line chart as HTML: SVG for the lines, text for everything that is read. Empty lines are left out.
 
-    ``zero`` lets a linear y axis begin at 0; ``low`` bounds a logarithmic one below; ``percent`` writes y as shares.
+    ``zero`` lets a linear y axis begin at 0; ``low`` bounds a logarithmic one below; ``percent`` writes y as shares. A
+    ``note`` stands in place of the key to the lines.
     """
     drawn = [(line, *thin(np.asarray(line.x, np.float64), np.asarray(line.y, np.float64))) for line in lines]
     drawn = [entry for entry in drawn if len(entry[1])]
@@ -119,7 +120,7 @@ def chart(
     paths = "".join(_path(line, across.place(x), up.place(y)) for line, x, y in drawn)
     rules = "".join(f'<line x1="0" x2="1000" y1="{h:.1f}" y2="{h:.1f}"/>' for h in _heights(up))
     name = escape(f"{title}: " + ", ".join(line.label for line, _, _ in drawn))
-    label = (lambda v: f"{100 * v:.4g} %") if percent else short
+    label = (lambda v: f"{100 * v:.4g}%") if percent else short
     heights = _heights(up)
     ys = "".join(f'<span style="top:{h / 10:.2f}%">{label(t)}</span>' for h, t in zip(heights, up.ticks, strict=True))
     xs = "".join(
@@ -127,7 +128,7 @@ def chart(
         for p, t in zip(across.place(np.array(across.ticks)), across.ticks, strict=True)
         if -0.001 <= p <= 1.001
     )
-    key = "".join(_key(line) for line, _, _ in drawn)
+    key = "".join(_key(line) for line, _, _ in drawn) if note is None else f'<span class="quiet">{escape(note)}</span>'
     return Markup(
         f'<figure class="chart"><figcaption><b>{escape(title)}</b>{key}</figcaption>'
         f'<div class="plot"><div class="ys">{ys}</div>'

@@ -24,7 +24,7 @@ STRENGTHS = tuple(10.0**-e for e in (0, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6))  
 PATIENCE = 2  # strengths in a row without gain that end the search
 WHITENING = (0.0, 0.5)  # offered to few labels: how far the features' variances are evened out
 FOLDS, MANY = 5, 5_000  # cross-validation in five folds up to so many labels, then one validation part of a fifth
-SEARCH, FINAL = (60, 1e-4), (100, 1e-5)  # L-BFGS: iterations, largest entry of the gradient
+SEARCH, FINAL = (60, 1e-3), (100, 1e-5)  # L-BFGS: iterations, largest entry of the gradient
 
 
 class Problem(NamedTuple):

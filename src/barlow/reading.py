@@ -63,7 +63,7 @@ def _handle(file: bytes) -> int:
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Images:
     """The usable images of a source. Cheap to hand to worker processes: no file is held open, no Python list is long.
 
@@ -92,6 +92,9 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.sizes)
+
+    def __repr__(self) -> str:
+        return f"Images({self.kind}, {len(self):,} of {self.channels} channels, {self.dtype})"
 
     def key(self, i: int) -> str:
         """The name of image ``i``: unique, printable; for files the path below the source."""

@@ -18,6 +18,7 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
+from barlow import __version__
 from barlow.errors import UserError
 from barlow.figures import Snapshot, embedding_map, matrices, neighbours, spectra, strips
 from barlow.files import atomic_write
@@ -37,7 +38,7 @@ class Folder(NamedTuple):
     environment: dict[str, Any]
     lines: dict[str, list[dict[str, Any]]]  # of metrics.jsonl, by kind
     held_out: Arrays
-    snapshots: list[Snapshot]  # the first and the last, or one
+    snapshots: list[Snapshot]  # the first, two between, the last: fewer where there are fewer
     evaluation: Any
     quarantined: list[dict[str, Any]]
 
@@ -65,25 +66,17 @@ def read_folder(run: Path) -> Folder:
     for line in _json_lines(run / "metrics.jsonl"):
         if isinstance(line.get("step"), int):
             lines.setdefault(str(line.get("kind")), []).append(line)
-    steps = sorted((int(m[1]), path) for path in (run / "snapshots").glob("step-*.npz") if (m := SNAPSHOT.fullmatch(path.name)))
-    sound = (made for step, path in steps if (made := _snapshot(step, path)))
-    first = next(sound, None)
-    backwards = (made for step, path in reversed(steps) if (made := _snapshot(step, path)))
-    last = next(backwards, None)
-    both = [first] if first and last and first.step == last.step else [s for s in (first, last) if s]
-    if both and any(a.shape != b.shape for a, b in zip(both[0][1:], both[-1][1:], strict=True)):
-        both = both[-1:]
     return Folder(
         run, _toml(run / "config.toml"), read_environment(run), lines, _held_out(run / "snapshots" / "held_out.npz"),
-        both, _json(run / "evaluation.json"), _json_lines(run / "quarantine.jsonl"),
+        _snapshots(run / "snapshots"), _json(run / "evaluation.json"), _json_lines(run / "quarantine.jsonl"),
     )  # fmt: skip
 
 
 def render(folder: Folder) -> str:
     """The page as text."""
     source = (files("barlow") / "report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(source).render(**context(folder))
+    engine = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return engine.from_string(source).render(**context(folder))
 
 
 def context(folder: Folder) -> dict[str, Any]:
@@ -93,7 +86,7 @@ def context(folder: Folder) -> dict[str, Any]:
     shown = {
         "name": folder.path.resolve().name,
         "started": _day(started),
-        "version": folder.environment.get("barlow", ""),
+        "version": folder.environment.get("barlow", __version__),
         "verdict": overall(health),
         "cards": cards(folder.config, folder.lines, health),
         "loss": loss_charts(folder.config, folder.lines["train"]),
@@ -131,16 +124,33 @@ def _health_of(snapshots: list[Snapshot]) -> list[dict[str, Any]]:
     lines = []
     for s in snapshots:
         for of, found in (("features", diagnose(s.features)), ("embedding", diagnose(s.embedding_a, s.embedding_b))):
-            lines.append({"step": s.step, "of": of, "verdict": found.verdict, "sentence": found.sentence, **found.measures})
+            words = {"verdict": found.verdict, "sentence": found.sentence}
+            lines.append({"step": s.step, "of": of, **words, **found.measures})
     return lines
 
 
 def _arrays(path: Path) -> Arrays:
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        # numpy leaves a file open that it opened itself and found to be torn
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
         return {}
+
+
+def _snapshots(folder: Path) -> list[Snapshot]:
+    found = [(int(name[1]), path) for path in folder.glob("step-*.npz") if (name := SNAPSHOT.fullmatch(path.name))]
+    steps = sorted(found)
+    chosen: dict[int, Snapshot] = {}
+    for target in (0.0, 1.0, 1 / 3, 2 / 3):  # a damaged file gives way to the sound one nearest to it
+        place = target * (len(steps) - 1)
+        for i in sorted(range(len(steps)), key=[abs(i - place) for i in range(len(steps))].__getitem__):
+            made = chosen.get(steps[i][0]) or _snapshot(*steps[i])
+            if made:
+                chosen[made.step] = made
+                break
+    kept = [chosen[step] for step in sorted(chosen)]
+    return [s for s in kept if all(a.shape == b.shape for a, b in zip(s[1:], kept[-1][1:], strict=True))]
 
 
 def _snapshot(step: int, path: Path) -> Snapshot | None:

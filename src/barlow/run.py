@@ -21,7 +21,7 @@ from barlow.encoder import save_encoder
 from barlow.environment import environment
 from barlow.errors import UserError
 from barlow.images import Images, open_images, write_index
-from barlow.objective import BarlowTwinsLoss, floor
+from barlow.objective import floor
 from barlow.plan import RULES, Choice, Findings, resolve
 from barlow.prepare import Ready, launch, look, ready
 from barlow.progress import duration
@@ -181,12 +181,11 @@ def fix_length(begun: Begun, fabric: Fabric, views: Sequence[ViewLike] | None, s
 
 def trial(parts: Ready, seconds: float) -> tuple[float, float]:
     """(seconds a step, seconds a look at the held-out images), measured on throw-away steps of ``parts``."""
-    objective = BarlowTwinsLoss(parts.config.lambda_)
 
     def timed(first: int, count: int) -> float:
         begun = time.monotonic()
         for step in range(first, first + count):
-            one_step(parts, parts.source[step], objective, 10**6)
+            one_step(parts, parts.source[step], 10**6)
         if parts.fabric.device.type == "cuda":
             torch.cuda.synchronize()
         return (time.monotonic() - begun) / count

@@ -32,9 +32,10 @@ class Saver:
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], best: int | None = None) -> None:
         """Copies all and returns; the caller may train on. Waits for the save before.
 
-        Raises NumbersError at once (nothing is written then), and SaveFailed of the save before.
+        Raises NumbersError at once (nothing is written then). When the save before has failed this one is begun all
+        the same, as the retry, and the SaveFailed of that one raised after.
         """
-        self.join()
+        before = self._wait()
         started = time.monotonic()
         what = host_copy(tensors, own=True)
         check_finite(step, tensors)  # the originals, where they are: quick on an accelerator
@@ -42,6 +43,8 @@ class Saver:
         self._thread = Thread(target=self._work, args=(started, step, what, text, best), name="checkpoint")
         self._thread.start()
         self.stalled += time.monotonic() - started
+        if before is not None:
+            raise before
 
     def _work(self, started: float, step: int, what: HostCopy, state: bytes, best: int | None) -> None:
         try:
@@ -53,14 +56,18 @@ class Saver:
 
     def join(self) -> None:
         """Waits until the disk has all. Raises what went wrong in the save under way, once (SaveFailed: try again)."""
+        error = self._wait()
+        if error is not None:
+            raise error
+
+    def _wait(self) -> BaseException | None:
         started = time.monotonic()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         self.stalled += time.monotonic() - started
         error, self._error = self._error, None
-        if error is not None:
-            raise error
+        return error
 
     def __enter__(self) -> Saver:
         return self

@@ -18,7 +18,7 @@ Z = 1.959963984540054  # 97.5 % point of the normal distribution
 
 
 class ClassRow(NamedTuple):
-    """One class: its number of test images, recall (its own accuracy) with a 95 % interval, precision (nan: never said)."""
+    """One class: number of test images, recall (its own accuracy) with a 95 % interval, precision (nan: never said)."""
 
     images: int
     recall: float
@@ -89,7 +89,8 @@ def r2(targets: NDArray[Any], answers: NDArray[Any]) -> float:
 def mean_average_precision(targets: NDArray[Any], scores: NDArray[Any]) -> float:
     """Mean over the labels (columns) of the average precision, Σ (Rₖ - Rₖ₋₁) Pₖ over the distinct scores, as in
     scikit-learn; a label that no row carries is left out, nan when there is no other."""
-    values = [_average_precision(t, s) for t, s in zip(np.asarray(targets).T, np.asarray(scores).T, strict=True) if any(t)]
+    columns = zip(np.asarray(targets).T, np.asarray(scores).T, strict=True)
+    values = [_average_precision(target, score) for target, score in columns if target.any()]
     return float(np.mean(values)) if values else math.nan
 
 

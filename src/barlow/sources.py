@@ -33,8 +33,9 @@ WAITS = (0.05, 0.25, 1.0)  # seconds before the second, third and fourth try
 class Found:
     """The rows of a source, before any image was opened.
 
-    ``rows``: path (bytes, relative to ``root`` where it lies below), bytes, modified (ns); where an image is a part of
-    a file also file and offset (-1: the whole file); where the source carries classes also label.
+    ``rows``: path (bytes, relative to ``root`` where it lies below), bytes, modified (ns; both 0 before the index has
+    opened a whole file); where an image is a part of a file also file and offset (-1: the whole file); where the source
+    carries classes also label.
     """
 
     kind: str
@@ -73,17 +74,17 @@ def find_in_folder(folder: Path) -> Found:
     root = os.fsencode(folder)
     passed: Counter[str] = Counter()
     packed: list[bytes] = []
-    rows: list[tuple[bytes, int, int]] = []
+    paths: list[bytes] = []
     for path, entry in _walk(root):
         ending = os.path.splitext(entry.name)[1].lower()
         if ending in ENDINGS or (not ending and _starts_like_an_image(entry.path)):
-            rows.append((path, *size_and_time(entry)))
+            paths.append(path)
         else:
             passed[shown(ending) or "no ending"] += 1
             if ending in PACKED:
                 packed.append(path)
-    rows.sort()
-    return Found("folder", root, _table(rows), passed, tuple(sorted(packed)))
+    paths.sort()
+    return Found("folder", root, _table(paths), passed, tuple(sorted(packed)))
 
 
 def _walk(root: bytes) -> Iterator[tuple[bytes, os.DirEntry[bytes]]]:
@@ -122,10 +123,10 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
         return False
 
 
-def size_and_time(entry: os.DirEntry[bytes] | Path) -> tuple[int, int]:
+def size_and_time(path: bytes) -> tuple[int, int]:
     """(bytes, when it was last written in ns) of a file; zeros where it cannot be asked."""
     try:
-        status = entry.stat()
+        status = os.stat(path)
     except OSError:
         return 0, 0
     return status.st_size, status.st_mtime_ns
@@ -150,14 +151,13 @@ def find_in_list(file: Path) -> Found:
 def find_files(paths: Iterable[bytes], root: Path) -> Found:
     """The named files, in the given order; one that is missing becomes a bad image, not an error."""
     base = os.fsencode(root)
-    rows = [(path, *size_and_time(Path(os.fsdecode(os.path.join(base, path))))) for path in paths]
-    return Found("list", base, _table(rows))
+    return Found("list", base, _table(list(paths)))
 
 
-def _table(rows: list[tuple[bytes, int, int]]) -> pa.Table:
-    paths, sizes, times = zip(*rows, strict=True) if rows else ((), (), ())
-    columns = pa.array(paths, pa.large_binary()), pa.array(sizes, pa.int64()), pa.array(times, pa.int64())
-    return pa.table(dict(zip(("path", "bytes", "modified"), columns, strict=True)))
+def _table(paths: list[bytes]) -> pa.Table:
+    """Rows of whole files: how long and how old each is, the index sees when it opens them."""
+    unknown = pa.repeat(pa.scalar(0, pa.int64()), len(paths))
+    return pa.table({"path": pa.array(paths, pa.large_binary()), "bytes": unknown, "modified": unknown})
 
 
 def read_bytes(path: bytes, offset: int = 0, length: int = -1) -> bytes:

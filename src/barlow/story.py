@@ -14,17 +14,22 @@ from barlow.verdict import CAUSES, REMEDIES
 Lines = list[dict[str, Any]]
 
 NAMES = {"features": "Encoder output", "embedding": "Embedding"}
-EVIDENCE = {  # the section whose picture shows it
-    "complete collapse": "answers", "dimensional collapse": "spectrum", "redundant features": "matrix",
-    "cluster collapse": "map", "identical views": "views", "shortcut": "spectrum", "not learning yet": "loss",
-}  # fmt: skip
-WATCHED = (  # measure, title, words for its axis, drawn as per cent
-    ("twins_found", "Twins found", True),
-    ("effective_rank", "Effective rank", False),
-    ("mean_diagonal", "Agreement of the views (mean diagonal)", False),
-    ("off_diagonal_excess", "Redundancy beside its sampling floor of 1", False),
-    ("relative_spread", "Relative spread", False),
-    ("duplicate_dimensions", "Dimensions that are copies", True),
+EVIDENCE = {  # the section whose picture shows it, and its heading
+    "complete collapse": ("answers", "What the encoder answers"),
+    "dimensional collapse": ("spectrum", "How many directions are used"),
+    "redundant features": ("matrix", "Cross-correlation"),
+    "cluster collapse": ("map", "Map of the images"),
+    "identical views": ("views", "What the network sees"),
+    "shortcut": ("spectrum", "How many directions are used"),
+    "not learning yet": ("health", "Health over time"),
+}
+WATCHED = (  # measure, title, what it is, drawn as per cent
+    ("twins_found", "Twins found", "images that find their second view", True),
+    ("effective_rank", "Effective rank", "directions in use", False),
+    ("mean_diagonal", "Mean diagonal", "agreement of the two views", False),
+    ("off_diagonal_excess", "Off-diagonal excess", "redundancy; 1 is chance", False),
+    ("relative_spread", "Relative spread", "0 is the same for every image", False),
+    ("duplicate_dimensions", "Copied dimensions", "correlated above 0.95", True),
 )
 
 
@@ -46,22 +51,27 @@ def last(lines: Lines, key: str, **where: str) -> float | None:
 
 
 def overall(health: Lines) -> dict[str, Any]:
-    """The headline: the newest verdict on the embedding and on the encoder's output, the worse of the two on top."""
+    """The headline: the newest verdict on the embedding and on the encoder's output, the worse of the two on top.
+
+    ``evidence`` is the section of the page that shows it (its name and heading), None for a healthy run.
+    """
     parts = []
     for of in ("embedding", "features"):
         newest = next((line for line in reversed(health) if line.get("of") == of), None)
         if newest:
             word = str(newest.get("verdict", ""))
-            parts.append({"of": NAMES[of], "word": word, "sentence": str(newest.get("sentence", "")), "tone": tone(word)})
+            parts.append(
+                {"of": NAMES[of], "word": word, "sentence": str(newest.get("sentence", "")), "tone": tone(word)}
+            )
     if not parts:
         sentence = "Nothing has been measured yet: the run has only just begun."
         return {"word": "no verdict yet", "tone": "wait", "sentence": sentence, "parts": [], "causes": (), "remedy": "",
-                "evidence": ""}  # fmt: skip
+                "evidence": None}  # fmt: skip
     worst = min(parts, key=lambda part: ("bad", "wait", "good").index(part["tone"]))
     word = worst["word"]
     remedy = REMEDIES.get(word, "") if worst["tone"] != "good" else ""
     return {"word": word, "tone": worst["tone"], "sentence": worst["sentence"], "parts": parts,
-            "causes": CAUSES.get(word, ()), "remedy": remedy, "evidence": EVIDENCE.get(word, "")}  # fmt: skip
+            "causes": CAUSES.get(word, ()), "remedy": remedy, "evidence": EVIDENCE.get(word)}  # fmt: skip
 
 
 def cards(config: dict[str, Any], lines: dict[str, Lines], health: Lines) -> list[tuple[str, str, str]]:
@@ -76,11 +86,14 @@ def cards(config: dict[str, Any], lines: dict[str, Lines], health: Lines) -> lis
         if found is not None and n:
             shown.append(("Twins found", f"{found:.0%}", f"of {n:,.0f} held-out images; chance {1 / n:.1%}"))
             break
-    rank, room = last(health, "effective_rank", of="features"), None
+    rank = last(health, "effective_rank", of="features")
     if rank is not None:
         sizes = [last(health, key, of="features") for key in ("n", "d")]
-        room = min(sizes[0] - 1, sizes[1]) if sizes[0] and sizes[1] else None
-        shown.append(("Effective rank", f"{rank:.0f}", f"of {room:,.0f} in the encoder's output" if room else ""))
+        note = f"of {min(sizes[0] - 1, sizes[1]):,.0f} in the encoder's output" if sizes[0] and sizes[1] else ""
+        other = last(health, "effective_rank", of="embedding")
+        shown.append(
+            ("Effective rank", f"{rank:.0f}", note + (f"; embedding {other:.0f}" if other is not None else ""))
+        )
     step, batch = last(train, "step"), number(config.get("batch_size"))
     if step is not None:
         epoch = last(train, "epoch")
@@ -100,17 +113,19 @@ def figure(value: float) -> str:
 
 def loss_charts(config: dict[str, Any], train: Lines) -> list[Markup]:
     """The loss beside its floor, and its two terms apart (redundancy times λ, so that they add up)."""
+
     def series(key: str, factor: float = 1.0) -> list[float]:
         return [factor * value if (value := number(line.get(key))) is not None else math.nan for line in train]
 
     steps = [float(line["step"]) for line in train]
     weight = number(config.get("lambda"))
-    redundancy = "redundancy" if weight is None else f"redundancy × λ ({weight:g})"
+    name = "redundancy" if weight is None else f"redundancy × λ ({weight:g})"
+    redundancy = Line(name, steps, series("redundancy", weight or 1.0), "two")
     low = max(min((f for f in series("floor") if f > 0), default=1e-3) / 3, 1e-6)
     return [made for made in (
         chart([Line("loss", steps, series("loss")), Line("floor", steps, series("floor"), "faint", dashed=True)],
               title="Loss", x_label="steps", y_log=True, low=low),
-        chart([Line("invariance", steps, series("invariance")), Line(redundancy, steps, series("redundancy", weight or 1.0), "two")],
+        chart([Line("invariance", steps, series("invariance")), redundancy],
               title="Its two terms", x_label="steps", y_log=True, low=1e-4),
     ) if made]  # fmt: skip
 
@@ -118,13 +133,17 @@ def loss_charts(config: dict[str, Any], train: Lines) -> list[Markup]:
 def health_charts(health: Lines) -> list[Markup]:
     """One small chart a measure, embedding and encoder's output together."""
     charts = []
-    for key, title, percent in WATCHED:
+    for key, title, note, percent in WATCHED:
         lines = []
         for of, line_tone in (("embedding", "one"), ("features", "two")):
-            points = [(line["step"], value) for line in health if line.get("of") == of and (value := number(line.get(key))) is not None]
+            points = [
+                (line["step"], value)
+                for line in health
+                if line.get("of") == of and (value := number(line.get(key))) is not None
+            ]
             if len(points) > 1:
                 lines.append(Line(NAMES[of].lower(), [p[0] for p in points], [p[1] for p in points], line_tone))
-        charts.append(chart(lines, title=title, x_label="steps", zero=True, percent=percent))
+        charts.append(chart(lines, title=title, x_label="steps", zero=True, percent=percent, note=note))
     return [made for made in charts if made]
 
 
@@ -135,21 +154,30 @@ def evaluation_table(rows: Any) -> dict[str, Any] | None:
     if not rows:
         return None
     known = ("protocol", "unit", "interval")
-    columns = list(dict.fromkeys(key for row in rows for key in row if key not in known and any(number(r.get(key)) is not None for r in rows)))
+    columns = list(
+        dict.fromkeys(
+            key for row in rows for key in row if key not in known and any(number(r.get(key)) is not None for r in rows)
+        )
+    )
     table = []
     for row in rows:
         values = [number(row.get(column)) for column in columns]
         best = max((v for v in values if v is not None), default=None)
         share = row.get("unit", "accuracy") == "accuracy"
-        cells = [{"text": _score(v, share), "best": v is not None and v == best, "width": 100 * v if share and v else 0} for v in values]
-        table.append({"protocol": str(row["protocol"]), "cells": cells, "interval": _interval(row.get("interval"), share)})
+        cells = [
+            {"text": _score(v, share), "best": v is not None and v == best, "width": 100 * v if share and v else 0}
+            for v in values
+        ]
+        table.append(
+            {"protocol": str(row["protocol"]), "cells": cells, "interval": _interval(row.get("interval"), share)}
+        )
     return {"columns": columns, "rows": table, "intervals": any(row["interval"] for row in table)}
 
 
 def _score(value: float | None, share: bool) -> str:
     if value is None:
         return "–"
-    return f"{100 * value:.1f} %" if share else f"{value:.4g}"
+    return f"{100 * value:.1f}%" if share else f"{value:.4g}"
 
 
 def _interval(ends: Any, share: bool) -> str:

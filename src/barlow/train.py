@@ -12,7 +12,7 @@ from barlow.batches import Batch, batches
 from barlow.console import Display
 from barlow.errors import NumbersError, Stopped
 from barlow.microbatch import backward
-from barlow.objective import BarlowTwinsLoss, Terms, barlow_twins_loss
+from barlow.objective import Terms, barlow_twins_loss
 from barlow.optimise import rate, set_rate
 from barlow.prepare import Ready, seed_step
 from barlow.session import Session, agree
@@ -22,13 +22,15 @@ from barlow.signals import StopRequest
 def train(session: Session, stop: StopRequest, *, quiet: bool = False) -> None:
     """Steps ``session.step`` to ``session.steps``. Raises Stopped after saving, NumbersError before an update."""
     parts, config = session.parts, session.parts.config
-    objective = BarlowTwinsLoss(config.lambda_)
     with Display(quiet=quiet or ranks.rank() > 0) as display:
         display.update(steps=session.steps, **{"lambda": config.lambda_})
         if session.step == 0:
             session.look(warm_up=True)
         for batch, waited in batches(parts.source, session.step, session.steps, config.workers or 0):
-            terms, lr = one_step(parts, batch, objective, session.steps)
+            try:
+                terms, lr = one_step(parts, batch, session.steps)
+            except NumbersError as error:
+                raise diverged(session, batch, error) from None
             session.took(batch, waited)
             if session.due(session.log_every):
                 line = train_line(session, terms, lr)
@@ -45,34 +47,43 @@ def train(session: Session, stop: StopRequest, *, quiet: bool = False) -> None:
                 raise Stopped(*farewell(session, stop))
 
 
-def one_step(parts: Ready, batch: Batch, objective: BarlowTwinsLoss, steps: int) -> tuple[Terms, float]:
+def one_step(parts: Ready, batch: Batch, steps: int) -> tuple[Terms, float]:
     """Views, embeddings, loss, gradients, update: one step of the method, for the images of this process."""
     config, fabric = parts.config, parts.fabric
     seed_step(config.seed or 0, batch.step)
     views = parts.source.finish(batch, fabric.device, config.mean or (), config.std or ())
     parts.optimizer.zero_grad()
     if config.micro_batch:
-        terms = backward(parts.wrapped, views, objective, config.micro_batch)
+        terms = backward(
+            parts.wrapped,
+            views,
+            lambda_=config.lambda_,
+            micro_batch=config.micro_batch,
+            unsynchronised=lambda: fabric.no_backward_sync(parts.wrapped),
+        )
     else:
         terms = barlow_twins_loss(*parts.wrapped(*views), lambda_=config.lambda_)
         fabric.backward(terms.loss)
-    check_finite(parts, batch, terms)
+    check_gradient(parts)
     factor = rate(batch.step, steps, config.warmup or 0.0)
     set_rate(parts.optimizer, factor)
     parts.optimizer.step()
     return terms, factor * (config.lr or 0.0)
 
 
-def check_finite(parts: Ready, batch: Batch, terms: Terms) -> None:
-    """NumbersError when the loss or a gradient is not finite: no update is made, the last checkpoint stays good."""
+def check_gradient(parts: Ready) -> None:
+    """NumbersError when a gradient is not finite. (Float16 is left to its scaler, which skips such a step.)"""
     gradients = [p.grad for p in parts.network.parameters() if p.grad is not None]
-    norm, loss = float(torch.nn.utils.get_total_norm(gradients)), float(terms.loss.detach())
-    if math.isfinite(norm) and math.isfinite(loss):
-        return
-    what = "gradient" if math.isfinite(loss) else "loss"
-    raise NumbersError(
-        f"The {what} at step {batch.step + 1} is not finite; nothing was updated and the last checkpoint is sound. "
-        f"The usual cause is a learning rate that is too large: try --lr {(parts.config.lr or 0) / 3:.2g}."
+    if parts.config.precision != "float16" and not math.isfinite(float(torch.nn.utils.get_total_norm(gradients))):
+        raise NumbersError("a gradient holds NaN or infinity")
+
+
+def diverged(session: Session, batch: Batch, error: NumbersError) -> NumbersError:
+    """The same error with the step, what it means for the run, and the remedy."""
+    lr = session.parts.config.lr or 0.0
+    return NumbersError(
+        f"At step {batch.step + 1} {error}. Nothing was updated, and the last checkpoint is sound. "
+        f"The usual cause is a learning rate that is too large: try --lr {lr / 3:.2g} in a new --out."
     )
 
 

@@ -191,5 +191,5 @@ def _unlearned(m: Mapping[str, float]) -> tuple[str, str] | None:
 def _praise(m: Mapping[str, float]) -> str:
     spread = f"The images spread over {m['effective_rank']:.0f} of {min(m['n'] - 1, m['d']):.0f} directions"
     if "twins_found" in m:
-        return f"{spread}, and {m['twins_found']:.0%} of them find their own second view (chance {1 / m['n']:.1%})."
+        return f"{spread}; {m['twins_found']:.0%} find their own second view (chance {1 / m['n']:.1%})."
     return f"{spread}, without copies, clusters or a cliff in the spectrum."
