@@ -72,11 +72,11 @@ def bare_products(form: str, z_a: Tensor, z_b: Tensor) -> Callable[[], object]:
     n, d = z_a.shape
     out_a, out_b = torch.empty_like(z_a), torch.empty_like(z_b)
     square = z_a.new_zeros((n, n) if form == "gram" else (d, d))
-    panels = forms.row_panels(square[None])
+    panels = forms.row_panels(n, z_a.device)
 
     def gram() -> None:
         for z, out in ((z_a, out_a), (z_b, out_b)):
-            forms.add_gram(square[None], z[None], panels)
+            forms.add_gram(square, z, panels)
             torch.mm(square, z, out=out)
 
     def correlation() -> None:

@@ -93,6 +93,19 @@ def test_cliff_is_found_where_it_is() -> None:
     assert health.rank_cliff(z * np.where(np.arange(100) < 50, 1.0, 1e-3)) == 0  # half of the room: a narrow layer
     assert health.rank_cliff(z * np.where(np.arange(100) < 5, 1.0, 0.25)) == 0  # λ falls by 16 only
     assert health.rank_cliff(z * np.exp(-np.arange(100) / 2)) == 0  # steep, but no cliff
+    below = np.where(np.arange(100) < 5, 1.0, np.maximum(0.25 * 0.7 ** (np.arange(100) - 5.0), 0.01))
+    assert health.rank_cliff(z * below) == 0  # λ falls by 16 only, to little
+    assert health.rank_cliff(z * np.where(np.arange(100) < 5, 1.0, 0.7 * below)) == 5  # by 33
+
+
+def test_one_odd_image_is_not_taken_for_a_direction() -> None:
+    z = smooth()
+    assert Sample(z).tempered.n == 200
+    assert np.isclose(measure(z)["participation"], health.participation(z))
+    z[17] *= 200
+    assert health.participation(z) < 1.1
+    assert measure(z)["participation"] > 5
+    assert diagnose(z).verdict == "healthy"
 
 
 def test_off_diagonal_excess_has_its_floor_at_one() -> None:

@@ -53,6 +53,13 @@ def test_modes_by_hand() -> None:
         assert health.modes(shapeless).groups == 1 or health.modes(shapeless).within > 0.05
 
 
+def test_a_few_strays_are_no_modes() -> None:
+    draw = np.random.default_rng(0)
+    strays = np.concatenate([np.repeat(draw.standard_normal((2, 30)), 40, axis=0), draw.standard_normal((20, 30))])
+    assert health.modes(strays) == (1, 1.0)
+    assert health.modes(np.concatenate([np.zeros((99, 3)), np.ones((1, 3))])) == (1, 1.0)
+
+
 def test_mean_diagonal_by_hand() -> None:
     a = orthogonal(50, 3)
     assert np.isclose(health.mean_diagonal(a, a), 1)

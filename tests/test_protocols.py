@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, r2_score
 
-from barlow import protocols, scores
+from barlow import probe, protocols, scores
 
 
 def clouds(n: int, d: int, classes: int, seed: int, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -88,10 +88,10 @@ def test_knn_refuses_a_k_beyond_its_bank() -> None:
 # ---- linear probe
 
 
-def fitted(x: np.ndarray, y: np.ndarray, strength: float, problem: protocols.Problem = protocols.SOFTMAX) -> np.ndarray:
+def fitted(x: np.ndarray, y: np.ndarray, strength: float, problem: probe.Problem = probe.SOFTMAX) -> np.ndarray:
     columns = np.concatenate([x.T, np.ones((1, len(x)), np.float32)])
     spread = torch.from_numpy((x**2).mean(0))
-    return protocols._fit(
+    return probe.fit(
         torch.from_numpy(columns), torch.from_numpy(y.T.astype(np.float32)).contiguous(),
         torch.full((1, len(x)), 1 / len(x)), strength, spread, torch.zeros(1, y.shape[1], len(columns)),
         problem, (500, 1e-7),
@@ -112,7 +112,7 @@ def test_two_labels_fit_as_two_logistic_regressions() -> None:
     x, labels = clouds(400, 6, 4, seed=6, spread=2)
     x = ((x - x.mean(0)) / np.maximum(x.std(0), 1e-3)).astype(np.float32)
     y = np.stack([labels % 2, labels // 2], 1)
-    ours = fitted(x, y, 1e-2, protocols.SIGMOID)
+    ours = fitted(x, y, 1e-2, probe.SIGMOID)
     for column, row in zip(y.T, ours, strict=True):
         theirs = LogisticRegression(C=1 / (len(x) * 1e-2), tol=1e-10, max_iter=10_000).fit(x.astype(np.float64), column)
         assert row == pytest.approx(np.r_[theirs.coef_[0], theirs.intercept_], abs=2e-3)
@@ -123,14 +123,14 @@ def test_values_fit_as_ridge() -> None:
     x = (x - x.mean(0)) / np.maximum(x.std(0), 1e-3)
     y = np.stack([labels + x[:, 0], x[:, 1] - 3 * x[:, 2]], 1).astype(np.float32)
     theirs = Ridge(alpha=300 * 1e-2).fit(x.astype(np.float64), y)
-    ours = fitted(x.astype(np.float32), y, 1e-2, protocols.SQUARES)
+    ours = fitted(x.astype(np.float32), y, 1e-2, probe.SQUARES)
     assert ours == pytest.approx(np.c_[theirs.coef_, theirs.intercept_], abs=1e-3)
 
 
 @pytest.mark.parametrize(("n", "d"), [(600, 20), (60, 200)])
 def test_the_probe_is_scikit_learns_with_the_same_penalty(n: int, d: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Standardising, turning, intercept and all; also where the fit runs on as few axes as there are images."""
-    monkeypatch.setattr(protocols, "STRENGTHS", (0.03,))
+    monkeypatch.setattr(probe, "STRENGTHS", (0.03,))
     train, labels = clouds(n, d, 4, seed=8, spread=4)
     test, truth = clouds(2000, d, 4, seed=9, spread=4)
     answers = protocols.linear_probe(train, labels, test)
@@ -153,10 +153,10 @@ def test_noise_calls_for_a_strong_penalty_and_clean_classes_for_a_weak_one() -> 
     for spread in (30.0, 0.3):
         x, labels = clouds(400, 50, 4, seed=12, spread=spread)
         deviation = np.where(x.std(0) > 1e-4, x.std(0), 1)
-        columns, _, mean_square = protocols._principal(torch.from_numpy((x - x.mean(0)) / deviation))
+        columns, _, mean_square = probe.principal(torch.from_numpy((x - x.mean(0)) / deviation))
         y = torch.eye(4)[torch.from_numpy(labels)].T.contiguous()
-        fold = torch.from_numpy(protocols._folds(labels, 0))
-        chosen.append(protocols._search(columns, y, fold, mean_square, protocols.SOFTMAX)[1])
+        fold = protocols._folds(labels, 0)
+        chosen.append(probe.search(columns, y, fold, mean_square, probe.SOFTMAX)[1])
     assert chosen[0] >= 0.1
     assert chosen[1] <= 1e-2
 
@@ -173,13 +173,13 @@ def test_the_answers_never_depend_on_the_other_test_rows() -> None:
 def test_the_held_back_part_is_judged_and_never_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each fold's weights are zero on the rows it is judged by, and the folds cover every row once."""
     seen: list[torch.Tensor] = []
-    fit = protocols._fit
+    fit = probe.fit
 
     def spy(x, y, weights, *rest):  # type: ignore[no-untyped-def]
         seen.append(weights)
         return fit(x, y, weights, *rest)
 
-    monkeypatch.setattr(protocols, "_fit", spy)
+    monkeypatch.setattr(probe, "fit", spy)
     train, labels = clouds(203, 6, 3, seed=15)
     protocols.linear_probe(train, labels, train[:1])
     assert all((w > 0).sum(0).eq(4).all() and w.shape[0] == 5 for w in seen[:-1])
@@ -189,13 +189,13 @@ def test_the_held_back_part_is_judged_and_never_fitted(monkeypatch: pytest.Monke
 
 def test_the_folds_are_stratified_and_a_lone_label_stays_in_training() -> None:
     labels = np.r_[np.zeros(50), np.ones(11), np.full(2, 2), [3]].astype(np.int64)
-    fold = protocols._folds(labels, seed=0)
+    fold = protocols._folds(labels, seed=0).numpy()
     counts = [np.bincount(fold[labels == c], minlength=5) for c in range(3)]
     assert counts[0].tolist() == [10] * 5
     assert sorted(counts[1].tolist()) == [2, 2, 2, 2, 3]
     assert sorted(counts[2].tolist()) == [0, 0, 0, 1, 1]
     assert fold[-1] == -1
-    assert (protocols._folds(labels, seed=1) != fold).any()
+    assert (protocols._folds(labels, seed=1).numpy() != fold).any()
     many = np.arange(protocols.MANY + 5) % 5
     assert sorted(np.unique(protocols._folds(many, 0), return_counts=True)[1].tolist()) == [1001, 4004]
 
@@ -249,6 +249,34 @@ def test_only_the_drawn_labels_are_seen(monkeypatch: pytest.MonkeyPatch) -> None
     wrong[rows] = labels[rows]
     assert protocols.few_labels(train, wrong, test, truth, share=0.1, draws=2) == before
     assert before.labels == len(rows)
+
+
+def test_the_moments_come_from_all_images_and_whitening_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, labels = clouds(300, 10, 3, seed=25, spread=2)
+    seen = []
+    basis = protocols._basis
+    monkeypatch.setattr(protocols, "_basis", lambda pool, power: seen.append((len(pool), power)) or basis(pool, power))
+    protocols.few_labels(train, labels, train, labels, share=0.1, draws=1)
+    assert seen == [(300, 0.0), (300, 0.5)]
+    variances = []
+    for power in (0.0, 0.5, 1.0):
+        turned = basis(train[:, :-1], power)(train[:, :-1]).numpy()
+        variances.append(np.linalg.eigvalsh(turned.T @ turned / 300))
+    assert variances[2] == pytest.approx(np.ones(9), abs=0.05)
+    assert variances[1] / variances[1].mean() == pytest.approx(
+        np.sqrt(variances[0]) / np.sqrt(variances[0]).mean(), rel=0.02
+    )
+
+
+def test_of_two_preparations_the_one_that_held_back_labels_prefer() -> None:
+    x, labels = clouds(200, 8, 3, seed=26, spread=1)
+    good = (torch.from_numpy((x[:100, :-1] - x[:, :-1].mean(0)) / x[:, :-1].std(0)), torch.from_numpy(x[100:, :-1]))
+    noise = tuple(torch.from_numpy(np.random.default_rng(k).normal(size=(100, 7)).astype(np.float32)) for k in (0, 1))
+    targets = torch.eye(3)[torch.from_numpy(labels[:100])]
+    fold = protocols._folds(labels[:100], 0)
+    alone = probe.probe([good], targets, fold, probe.SOFTMAX)
+    for both in ([good, noise], [noise, good]):
+        assert torch.equal(probe.probe(both, targets, fold, probe.SOFTMAX), alone)
 
 
 def test_the_mean_of_the_draws_and_its_interval() -> None:

@@ -44,6 +44,15 @@ def test_noise_around_a_constant_has_full_rank_and_is_collapsed() -> None:
     assert diagnose(z).verdict == "complete collapse"
 
 
+def test_a_constant_part_is_no_collapse_where_the_twins_are_found() -> None:
+    draw = np.random.default_rng(0)
+    z = 10 * draw.standard_normal(64) + draw.standard_normal((256, 64))
+    other = z + 0.3 * draw.standard_normal((256, 64))
+    assert measure(z)["relative_spread"] < 0.02
+    assert diagnose(z).verdict == "complete collapse"  # alone it cannot be told from noise
+    assert diagnose(z, other).verdict == "healthy"
+
+
 def test_features_after_a_relu_are_no_collapse() -> None:
     z = np.maximum(np.random.default_rng(0).standard_normal((256, 512)) + 3, 0)
     assert measure(z)["mean_cosine"] > 0.85

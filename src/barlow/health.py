@@ -72,11 +72,12 @@ def measure(z: ArrayLike, z_b: ArrayLike | None = None) -> dict[str, float]:
     """All measures of z (n, d), and those of the pair of views where z_b (n, d), row i the same image, is given.
 
     Of more than 2,048 rows, that many evenly spaced ones are used; "n" says how many. A measure that is not defined for
-    this array (too few rows or dimensions) is left out, so every value is a finite number. Raises UserError for other
-    shapes and for numbers that are not finite.
+    this array (too few rows or dimensions) is left out, so every value is a finite number. "participation" and
+    "rank_cliff", on which verdicts rest, are those of the tempered sample (``Sample.tempered``). Raises
+    UserError for other shapes and for numbers that are not finite.
     """
     s = Sample(_rows(z))
-    tightest = modes(s)
+    tightest, tempered = modes(s), s.tempered
     values = {
         "n": float(s.n),
         "d": float(s.d),
@@ -84,9 +85,9 @@ def measure(z: ArrayLike, z_b: ArrayLike | None = None) -> dict[str, float]:
         "relative_spread": relative_spread(s),
         "mean_cosine": mean_cosine(s),
         "effective_rank": effective_rank(s),
-        "participation": participation(s),
+        "participation": participation(tempered),
         "rank_me": rank_me(s),
-        "rank_cliff": float(rank_cliff(s)),
+        "rank_cliff": float(rank_cliff(tempered)),
         "spectrum_alpha": spectrum_alpha(s),
         "off_diagonal_excess": off_diagonal_excess(s),
         "dead_dimensions": dead_dimensions(s),
@@ -98,7 +99,7 @@ def measure(z: ArrayLike, z_b: ArrayLike | None = None) -> dict[str, float]:
         "modes_within": tightest.within,
     }
     if values["duplicate_dimensions"] >= 0.5:  # seldom, and costly
-        values["forced_duplicates"] = forced_duplicates(s)
+        values["forced_duplicates"] = forced_duplicates(tempered)
     if z_b is not None:
         a, b = paired(s, _rows(z_b))
         values |= {"mean_diagonal": mean_diagonal(a, b), "twins_found": twins_found(a, b), "view_gap": view_gap(a, b)}

@@ -15,14 +15,14 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import combinations
+from itertools import chain, combinations, islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from barlow import forms, ranks
+from barlow import forms, ranks, small
 from barlow.errors import NumbersError, UserError
 
 DEAD = (2 * forms.EPS) ** -0.5  # 1/sqrt(variance + eps) above this: a variance below eps
@@ -128,62 +128,71 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, lambda_: float, counts: list[int], *z: Tensor) -> tuple[Tensor, tuple[Any, ...]]:
-        total, world = sum(counts), len(counts)
-        dim, pairs = z[0].shape[1], len(z) * (len(z) - 1) // 2
+        total, world, dim = sum(counts), len(counts), z[0].shape[1]
         dtype = torch.float64 if any(view.dtype == torch.float64 for view in z) else torch.float32
         form = forms.cheaper(total, dim, len(z), world, halves=z[0].device.type == "cpu")
         across = form == "gram" and world > 1  # this process holds a share of the columns
         with _no_autocast(z[0]):
             held = tuple(ranks.rows_to_columns(view, counts) for view in z) if across else z
-            saved = forms.gram(held, dtype) if form == "gram" else forms.correlation(held, total, dtype)
-            diagonal = ranks.gather_rows(saved.diagonal.T).T if across else saved.diagonal
-            wide = saved.squares.dtype
-            norms = (torch.linalg.vector_norm(part, dtype=wide) for part in (diagonal, 1.0 - diagonal))
-            sums = torch.stack((saved.squares, *norms, *saved.scale.aminmax()))
-        squares, on_diagonal, distance, low, high = sums.tolist()  # the one read-back from a GPU
+            if form == "gram":
+                saved, squares = forms.gram(held, dtype)
+            elif small.fits(z, world):
+                saved, squares = small.correlation(held, dtype)
+            else:
+                saved, squares = forms.correlation(held, total, dtype)
+            diagonal = saved.diagonal[0] if len(z) == 2 else torch.stack(tuple(saved.diagonal))
+            if across:
+                diagonal = ranks.gather_rows(diagonal.T).T
+            if form == "gram":
+                squares = squares - torch.linalg.vector_norm(diagonal, dtype=squares.dtype).square()
+            distance = torch.linalg.vector_norm(1.0 - diagonal, dtype=squares.dtype)
+            off, distance, low, high = _read(squares, distance, *torch.cat(tuple(saved.scale)).aminmax())
         dead = 0
         if across or not (low > 0.0 and high <= DEAD):  # NaN fails too
             dead, *bad = (ranks.sum_(_flags(saved.scale)) if across else _flags(saved.scale)).tolist()
             _refuse_bad(bad)
-        invariance = distance**2 / pairs
-        redundancy = max(0.0, squares - on_diagonal**2 if form == "gram" else squares) / pairs
-        loss = saved.mean.new_full((), invariance + lambda_ * redundancy)
+        invariance = distance**2 / len(saved.diagonal)
+        redundancy = max(0.0, off) / len(saved.diagonal)
+        loss = saved.scale[0].new_full((), invariance + lambda_ * redundancy)
         ctx.lambda_, ctx.counts, ctx.form, ctx.dim, ctx.across = lambda_, counts, form, dim, across
-        ctx.save_for_backward(*held, *saved)
-        nothing = saved.mean.new_empty(0)
-        kept = saved._replace(hat=nothing, products=saved.products if form == "correlation" else nothing)
+        ctx.lengths = [len(z), *map(len, saved)]
+        ctx.save_for_backward(*held, *chain.from_iterable(saved))
+        kept = saved._replace(hat=(), products=saved.products if form == "correlation" else ())
         matrix = partial(_cross_correlation, [view.detach() for view in z], total, kept, across)
-        return loss, (invariance, redundancy, floor(total, dim, lambda_), diagonal.mean(0), dead, form, matrix)
+        mean = diagonal if len(z) == 2 else diagonal.mean(0)
+        return loss, (invariance, redundancy, floor(total, dim, lambda_), mean, dead, form, matrix)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:
-        counts, views = ctx.counts, len(ctx.needs_input_grad) - 2
-        held, saved = ctx.saved_tensors[:views], forms.Forward(*ctx.saved_tensors[views:])
-        gain = gradient * len(counts)
-        with _no_autocast(held[0]):
+        tensors = iter(ctx.saved_tensors)
+        held, *fields = (tuple(islice(tensors, length)) for length in ctx.lengths)
+        saved, gain = forms.Forward(*fields), gradient * len(ctx.counts)
+        with _no_autocast(gain):
             if ctx.form == "gram":
-                g = forms.gram_gradient(held, saved, ctx.lambda_, gain).unbind()
+                g = forms.gram_gradient(held, saved, ctx.lambda_, gain)
+            elif saved.hat:
+                g = small.gradient(saved, ctx.lambda_, gain)
             else:
-                g = forms.correlation_gradient(held, sum(counts), saved, ctx.lambda_, gain).unbind()
+                g = forms.correlation_gradient(held, sum(ctx.counts), saved, ctx.lambda_, gain)
             if ctx.across:
-                g = tuple(ranks.columns_to_rows(part, counts, ctx.dim) for part in g)
+                g = [ranks.columns_to_rows(part, ctx.counts, ctx.dim) for part in g]
         return None, None, *(part.to(view.dtype) for part, view in zip(g, held, strict=True))
 
 
 def _cross_correlation(
     z: Sequence[Tensor], total: int, saved: forms.Forward, across: bool, a: int, b: int
 ) -> Tensor:
-    if saved.products.numel() and a != b:
+    if saved.products and a != b:
         k = list(combinations(range(len(z)), 2)).index((min(a, b), max(a, b)))
         matrix = saved.products[k].clone()
         matrix.diagonal().copy_(saved.diagonal[k])
         return matrix if a < b else matrix.T
+    mean, scale = saved.mean, saved.scale
     if across:  # this process has the moments of its share of the columns only
-        mean, scale = (ranks.gather_rows(moment.T).T for moment in (saved.mean, saved.scale))
-        saved = saved._replace(mean=mean, scale=scale)
+        mean, scale = [ranks.gather_rows(m) for m in mean], [ranks.gather_rows(w) for w in scale]
     with torch.no_grad(), _no_autocast(z[0]):
-        return forms.correlations(z, total, saved, [(a, b)])[0]
+        return forms.correlations(z, total, mean, scale, [(a, b)])[0]
 
 
 def _agreed_counts(z: Sequence[Tensor]) -> list[int]:
@@ -234,10 +243,17 @@ def _name(v: int, views: int) -> str:
     return ("z_a", "z_b")[v] if views == 2 else f"view {v + 1} of {views}"
 
 
-def _flags(scale: Tensor) -> Tensor:
+def _read(*scalars: Tensor) -> list[float]:
+    """Scalars as numbers: one wait for a GPU, one copy each from the CPU's own memory."""
+    if scalars[0].device.type == "cpu":
+        return [scalar.item() for scalar in scalars]
+    return torch.stack(scalars).tolist()
+
+
+def _flags(scale: Sequence[Tensor]) -> Tensor:
     """[dead features, view 1 not finite, view 2 not finite, …]; a variance that is NaN or infinite has no w > 0."""
-    dead = (scale.amax(0) > DEAD).sum()
-    return torch.cat((dead.view(1), ~(scale.amin(1) > 0.0)))
+    w = torch.stack(tuple(scale))
+    return torch.cat(((w > DEAD).any(0).sum().view(1), ~(w > 0.0).all(1)))
 
 
 def _refuse_bad(bad: Sequence[int]) -> None:

@@ -5,9 +5,9 @@ between what working encoders and embeddings showed (also untrained ones, early 
 collapsed ones showed; ``benchmarks/verdicts.py`` holds the cases and prints which doses are told apart.
 
 1. complete collapse — relative spread < 0.001; or < 0.02 and what is left is white (participation above half of that
-   of white noise, n·d-dependent) and the twins are not found: noise around a constant vector. Mean cosine is no
-   criterion: features after a ReLU have 0.4 to 0.98 and are fine. Two views also: unrelated, and a deviation below
-   3e-4: its square is a hundredth of the eps inside the standardisation, so the loss no longer sees the embedding.
+   of white noise in as many living dimensions) and the twins are not found: noise around a constant vector. Mean cosine
+   is no criterion: features after a ReLU have 0.4 to 0.98 and are fine. Two views also: unrelated, and a deviation
+   below 3e-4: its square is a hundredth of the eps in the standardisation, so the loss no longer sees the embedding.
 2. identical views — view gap < 1e-6, or < 0.001 at a rank that is not low: nothing was left to be invariant to.
 3. cluster collapse — the images fall into at most n/4 groups with empty space between and at most 5 % of the variance
    inside them; or three in ten images sit on their nearest neighbour while the rank is not one or two (on a line,
@@ -133,7 +133,8 @@ def _first(m: Mapping[str, float], warm_up: bool) -> tuple[str, str]:
 
 def _complete(m: Mapping[str, float], warm_up: bool) -> str:
     spread, unrelated = m["relative_spread"], _unlearned(m) is not None
-    white = 1 / (1 / m["d"] + 1 / max(m["n"] - 1, 1))
+    living = max(m["d"] * (1 - m["dead_dimensions"]), 1)
+    white = 1 / (1 / living + 1 / max(m["n"] - 1, 1))
     if spread < 1e-3:
         return f"Every image gets nearly the same vector: only {spread:.1g} of its squared length differs."
     if spread < 0.02 and m["participation"] > 0.5 * white and m.get("twins_found", 0.0) < 0.5:
