@@ -2,12 +2,12 @@
 
     python benchmarks/objective.py [--quick] [--threads 2] [--device cpu|cuda] [--bf16]
 
-Columns: the form chosen; median milliseconds of this package, of the reference, and of the bare products of matrices that
-the chosen form needs (same library, same halved symmetric products, nothing else). The three run in turns in one process,
-after a warm-up; reference/ours and ours/bare are medians of the paired ratios. Last, peak extra memory.
+Columns: the form chosen; median milliseconds of this package, of the reference, and of the bare products of matrices
+that the chosen form needs (same library, same halved symmetric products, nothing else). The three run in turns in one
+process, after a warm-up; ref/ours and ours/bare are medians of the paired ratios. Last, peak extra memory.
 
-``--bf16``: the experiment with bfloat16 products: time, and relative gradient error against float64, of both precisions.
-The whole grid takes about an hour on two cores and needs 10 GB of memory (for the reference); ``--quick`` takes minutes.
+``--bf16``: the experiment with bfloat16 products: time and relative gradient error against float64, of both precisions.
+The whole grid takes about an hour on two cores and 10 GB of memory (for the reference); ``--quick`` takes minutes.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import product
+from pathlib import Path
 from unittest import mock
 
 import torch
@@ -52,7 +53,7 @@ print(step({n}, {d}) / 1e6)
 
 
 class Published(nn.Module):
-    """Algorithm 1 as the published code runs it: BatchNorm without affine, a D×D matrix, its off-diagonal copied out."""
+    """Algorithm 1 as the published code runs it: BatchNorm without affine, a D×D matrix, off-diagonal copied out."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -105,9 +106,13 @@ def paired(contestants: list[Callable[[], object]], device: str) -> list[list[fl
             torch.cuda.synchronize()
         return time.perf_counter() - start
 
-    slowest = max(timed(run) for run in contestants for _ in range(2))  # the warm-up
-    rounds = min(201, max(3, int(SECONDS / slowest)))
-    return [list(times) for times in zip(*([timed(run) for run in contestants] for _ in range(rounds)), strict=True)]
+    slowest = max(timed(run) for _ in range(2) for run in contestants)  # the warm-up
+    times: list[list[float]] = [[] for _ in contestants]
+    for turn in range(min(201, max(3, int(SECONDS / slowest)))):
+        for place in range(len(contestants)):  # each comes after each: the one before leaves its own caches
+            k = (place + turn) % len(contestants) if turn % 2 else (turn - place) % len(contestants)
+            times[k].append(timed(contestants[k]))
+    return times
 
 
 def row(n: int, d: int, device: str) -> str:
@@ -181,8 +186,8 @@ def main() -> None:
 
 def cpu_model() -> str:
     try:
-        with open("/proc/cpuinfo") as lines:
-            return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor()
 

@@ -1,6 +1,6 @@
 """Injected against diagnosed: embeddings with a known fault, from mild to total, and what ``barlow.health`` calls them.
 
-    python benchmarks/verdicts.py [--seeds 3] [--misses]
+    python benchmarks/verdicts.py [--seeds 3] [--first 0] [--misses]
 
 Prints a confusion table in Markdown and the mildest dose of each fault in it. Healthy cases come with many spectra
 (white, power laws to k^-2.5), after a ReLU, in classes, heavy-tailed, from untrained networks on the sample images, at
@@ -102,6 +102,9 @@ def healthy(draw: np.random.Generator) -> Iterator[Case]:
         for mean in (0.0, 1.0, 3.0):
             yield Case("healthy", f"after a ReLU, mean {mean}", np.maximum(z + mean, 0.0))
         yield Case("healthy", "heavy tails", z * np.sqrt(3 / draw.chisquare(3, (n, 1))))
+        odd = z.copy()
+        odd[n // 3] *= 100
+        yield Case("healthy", "one image a hundred times as long", odd)
         for k, within in ((5, 0.2), (10, 0.3), (10, 0.5), (20, 0.7)):
             yield Case("healthy", f"{k} classes, {within:.0%} within", classes(draw, n, d, k, within))
     for widths in ((256,), (512, 512), (512, 512, 512, 512), (1024, 128)):
@@ -218,10 +221,11 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--seeds", type=int, default=3, help="how often every case is drawn anew")
     options.add_argument("--misses", action="store_true", help="name every wrong verdict")
+    options.add_argument("--first", type=int, default=0, help="the first seed")
     chosen = options.parse_args()
     table: Counter[tuple[str, str]] = Counter()
     total = sum(1 for _ in cases(0))
-    for seed in range(chosen.seeds):
+    for seed in range(chosen.first, chosen.first + chosen.seeds):
         for case in progress(cases(seed), f"verdicts, seed {seed}", total):
             found = diagnose(case.z, case.z_b, warm_up=case.warm_up)
             table[case.injected, found.verdict] += 1

@@ -20,8 +20,8 @@ RUN = ["--steps", "2", "--batch-size", "16", "--encoder", "resnetv2_18", "--imag
        "--precision", "float32", "--devices", "1", "--workers", "0"]  # fmt: skip
 
 OPTIONS = """--config --encoder --image-size --batch-size --projector --lambda --views --twins --epochs --steps
---minutes --optimizer --lr --precision --workers --devices --seed --checkpoint-every --time-limit --micro-batch --resume --dry-run
---out"""  # the names that the command line has promised to keep
+--minutes --optimizer --lr --precision --workers --devices --seed --checkpoint-every --time-limit --micro-batch
+--resume --dry-run --out"""  # the names that the command line has promised to keep
 
 
 def call(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:

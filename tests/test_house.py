@@ -1,4 +1,4 @@
-"""The rules of the house: the rooms and who may import whom, the public names, no dead setting, nothing that unpickles."""
+"""The rules of the house: the rooms and who may import whom, the public names, no dead setting, no pickle."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ ALONE = {  # rooms that work on plain arrays and tensors, and all that they may 
 }  # fmt: skip
 STANDARD = {
     "__future__", "abc", "argparse", "base64", "collections", "contextlib", "copy", "csv", "dataclasses", "datetime",
-    "difflib", "enum", "errno", "functools", "hashlib", "html", "io", "itertools", "json", "math", "os", "pathlib", "re",
-    "sys", "threading", "time", "tomllib", "types", "typing", "warnings", "zlib",
+    "difflib", "enum", "errno", "functools", "hashlib", "html", "io", "itertools", "json", "math", "os", "pathlib",
+    "re", "sys", "threading", "time", "tomllib", "types", "typing", "warnings", "zlib",
 }  # fmt: skip
 
 
@@ -35,7 +35,8 @@ def imports(path: Path, *, lazy: bool = True) -> list[str]:
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found += [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "barlow" else [node.module]
+            rooms = [f"barlow.{alias.name}" for alias in node.names]
+            found += rooms if node.module == "barlow" else [node.module]
     return found
 
 

@@ -215,6 +215,15 @@ def test_the_same_seed_gives_the_same_answers() -> None:
     assert protocols.few_labels(train, labels, test, truth, share=0.3, seed=4).draws != first.draws
 
 
+def test_every_draw_of_every_seed_is_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, labels = clouds(60, 4, 3, seed=27)
+    drawn, stratified = [], protocols.stratified
+    monkeypatch.setattr(protocols, "stratified", lambda *args: drawn.append(stratified(*args)) or drawn[-1])
+    for seed in (0, 1):
+        protocols.few_labels(x, labels, x[:1], labels[:1], share=0.2, draws=3, seed=seed)
+    assert len({tuple(rows) for rows in drawn}) == 6
+
+
 def test_many_labels_and_values() -> None:
     train, labels = clouds(500, 8, 4, seed=19, spread=1)
     test, truth = clouds(400, 8, 4, seed=20, spread=1)

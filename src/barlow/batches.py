@@ -65,7 +65,7 @@ class Stream(Dataset[Batch]):
         drawn, crops = zip(*self.views_of(arrays, epochs, chosen), strict=True)
         return Batch(step, chosen, epochs, list(crops), list(drawn), bad)
 
-    def _read(self, chosen: IntArray) -> tuple[Sequence[Any], list[Bad]]:
+    def _read(self, chosen: IntArray) -> tuple[Any, list[Bad]]:
         """The images as one array where they lie in memory, else a list; and what was wrong with some of them."""
         if self.images.array is not None:
             return self.images.array[chosen], []

@@ -31,6 +31,9 @@ from barlow import ranks
 
 EPS = 1e-5  # added to the variance, inside the root: nn.BatchNorm1d(affine=False), which the published code uses
 CALLS = 2**22  # multiplications in the time by which the calls of the Gram form outlast those of ``small``
+CACHE = 2**18  # numbers in one block of all views: 1 MB of float32; a GPU takes 64 times as much
+NARROW = 256  # no block is narrower: products of matrices need some depth
+PANEL = 64  # nor is a panel of a symmetric product
 Vectors = Sequence[Tensor]
 
 
@@ -53,7 +56,8 @@ def cheaper(rows: int, dim: int, views: int = 2, world: int = 1, halves: bool = 
     """
     pairs = views * (views - 1) / 2
     if world > 1:  # an all-reduce moves every number twice; columns go out and their gradient comes back
-        return "gram" if 2 * views * (rows * dim / world + rows * rows) < 2 * pairs * dim * dim else "correlation"
+        fewer = 2 * views * (rows * dim / world + rows * rows) < 2 * pairs * dim * dim
+        return "gram" if fewer and dim >= world else "correlation"
     cost = (1.5 if halves else 2.0) * views * rows * rows * dim + CALLS
     return "gram" if cost < 3 * pairs * rows * dim * dim else "correlation"
 
@@ -196,7 +200,7 @@ def row_panels(rows: int, device: torch.device) -> list[slice]:
 
     One panel, the full product, where there is little to save or where a launch costs more than the work.
     """
-    step = rows if device.type != "cpu" else max(64, -(-rows // 8))
+    step = rows if device.type != "cpu" else max(PANEL, -(-rows // 8))
     return [slice(top, min(top + step, rows)) for top in range(0, rows, step)]
 
 
@@ -207,7 +211,7 @@ def _normalise(parts: Sequence[Tensor], dtype: torch.dtype) -> tuple[Vectors, Ve
     """
     hats, means, scales = [], [], []
     for part in parts:
-        if not part.numel():  # a process without rows or without columns
+        if not len(part):  # a process without rows
             part = part.new_zeros((1, part.shape[1]))
         first = part[0].to(dtype)
         hat, mean, scale = torch.native_batch_norm(part - first, None, None, None, None, True, 0.0, EPS)
@@ -221,7 +225,7 @@ def _over_all(mean: Vectors, scale: Vectors, rows: int, total: int) -> tuple[Vec
     """Mean and w over ``total`` rows from those of each process; 1/w² = variance + eps joins as a variance does."""
     share = rows / total
     local, w = torch.stack(tuple(mean)), torch.stack(tuple(scale))
-    whole = ranks.sum_(local.double() * share).to(local.dtype)
+    whole = ranks.sum_(local.to(wide(local)) * share).to(local.dtype)
     w = ranks.sum_((w.pow(-2) + (local - whole).square_()).mul_(share)).rsqrt_()
     return whole.unbind(), w.unbind()
 
@@ -237,12 +241,12 @@ def _partners(views: int) -> list[list[tuple[int, int]]]:
 
 
 def _cuts(z: Sequence[Tensor], axis: int) -> Sequence[tuple[int, int] | None]:
-    """Start and length of blocks along an axis that stay in cache, those of every view together; None for all of it."""
+    """Start and length of blocks along an axis, those of all views small enough for the cache; None: all in one."""
     along, across = z[0].shape[axis], z[0].shape[1 - axis]
-    whole, budget = (2**20, 2**18) if z[0].device.type == "cpu" else (2**24, 2**24)
+    block, whole = (CACHE, 4 * CACHE) if z[0].device.type == "cpu" else (64 * CACHE, 64 * CACHE)
     if len(z) * along * across <= whole:
         return [None]
-    width = -(-along // -(-along // max(256, budget // (len(z) * across))))
+    width = -(-along // -(-along // max(NARROW, block // (len(z) * across))))
     return [(start, min(width, along - start)) for start in range(0, along, width)]
 
 
@@ -256,7 +260,10 @@ def _joined(vectors: Sequence[Sequence[Tensor]]) -> Vectors:
 
 
 def _total(parts: Sequence[Tensor]) -> Tensor:
-    """The sum of everything, in float64 where the device has it."""
-    dtype = torch.float32 if parts[0].device.type == "mps" else torch.float64
-    first, *rest = (torch.sum(part, dtype=dtype) for part in parts)
+    """The sum of everything in float64."""
+    first, *rest = (torch.sum(part, dtype=wide(part)) for part in parts)
     return sum(rest, first)
+
+
+def wide(like: Tensor) -> torch.dtype:
+    return torch.float32 if like.device.type == "mps" else torch.float64  # Apple's GPUs have no float64

@@ -72,12 +72,14 @@ def measure(z: ArrayLike, z_b: ArrayLike | None = None) -> dict[str, float]:
     """All measures of z (n, d), and those of the pair of views where z_b (n, d), row i the same image, is given.
 
     Of more than 2,048 rows, that many evenly spaced ones are used; "n" says how many. A measure that is not defined for
-    this array (too few rows or dimensions) is left out, so every value is a finite number. "participation" and
-    "rank_cliff", on which verdicts rest, are those of the tempered sample (``Sample.tempered``). Raises
-    UserError for other shapes and for numbers that are not finite.
+    this array (too few rows or dimensions) is left out, so every value is a finite number. One odd image
+    does not decide: rows that lie more than five median lengths from the mean are drawn in to that first
+    (``Sample.tempered``), except for the measures of the pair. Raises UserError for other shapes and for numbers that
+    are not finite.
     """
-    s = Sample(_rows(z))
-    tightest, tempered = modes(s), s.tempered
+    plain = Sample(_rows(z))
+    s = plain.tempered
+    tightest = modes(s)
     values = {
         "n": float(s.n),
         "d": float(s.d),
@@ -85,9 +87,9 @@ def measure(z: ArrayLike, z_b: ArrayLike | None = None) -> dict[str, float]:
         "relative_spread": relative_spread(s),
         "mean_cosine": mean_cosine(s),
         "effective_rank": effective_rank(s),
-        "participation": participation(tempered),
+        "participation": participation(s),
         "rank_me": rank_me(s),
-        "rank_cliff": float(rank_cliff(tempered)),
+        "rank_cliff": float(rank_cliff(s)),
         "spectrum_alpha": spectrum_alpha(s),
         "off_diagonal_excess": off_diagonal_excess(s),
         "dead_dimensions": dead_dimensions(s),
@@ -99,9 +101,9 @@ def measure(z: ArrayLike, z_b: ArrayLike | None = None) -> dict[str, float]:
         "modes_within": tightest.within,
     }
     if values["duplicate_dimensions"] >= 0.5:  # seldom, and costly
-        values["forced_duplicates"] = forced_duplicates(tempered)
+        values["forced_duplicates"] = forced_duplicates(s)
     if z_b is not None:
-        a, b = paired(s, _rows(z_b))
+        a, b = paired(plain, _rows(z_b))
         values |= {"mean_diagonal": mean_diagonal(a, b), "twins_found": twins_found(a, b), "view_gap": view_gap(a, b)}
     return {name: value for name, value in values.items() if math.isfinite(value)}
 

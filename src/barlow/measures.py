@@ -54,13 +54,14 @@ class Sample:
 
     @cached_property
     def tempered(self) -> Sample:
-        """This sample with rows longer than ``LONG`` median lengths (from the mean) shortened to that; itself when no
-        row is: one odd image must not pass for the only direction there is."""
+        """This sample with rows that lie more than ``LONG`` median lengths from the mean drawn in to that; itself when
+        none does. One odd image must not pass for the only direction there is."""
         lengths = np.sqrt(np.einsum("nd,nd->n", self.centred, self.centred))
         bound = LONG * float(np.median(lengths))
         if not 0 < bound < lengths.max():
             return self
-        return Sample(self.centred * np.minimum(1.0, bound / np.maximum(lengths, bound))[:, None])
+        nearer = self.centred * np.minimum(1.0, bound / np.maximum(lengths, bound))[:, None]
+        return Sample((nearer + self.mean) * self.scale)
 
     @property
     def room(self) -> int:

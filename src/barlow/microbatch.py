@@ -1,78 +1,101 @@
-"""Exact large batches in little memory: two passes over micro-batches, embeddings first, then gradients.
+"""The exact gradient of a whole batch with the memory of a micro-batch.
 
-The loss is no sum over images, so adding up the gradients of small batches optimises something else. Exact is: embed
-all micro-batches without a graph, take the loss and ∂L/∂z once on the whole batch, embed again with a graph and feed
-each micro-batch its rows of ∂L/∂z (Gao et al. 2021, arXiv:2101.06983, do so for contrastive losses). It costs one more
-forward pass and holds the activations of one micro-batch.
-
-The gradient is that of the whole batch for networks without batch statistics. BatchNorm sees one micro-batch at a time,
-in both passes the same one: then it is the exact gradient of that network, whose statistics are those of micro-batches.
+The loss is no sum over images, so ordinary gradient accumulation optimises something else: the loss of small batches.
+Here all micro-batches go through the network twice. First without a graph: the embeddings, their loss, and its gradient
+∂L/∂z, all of the whole batch. Then with a graph, one micro-batch at a time, each fed its rows of ∂L/∂z.
+(Gao et al. 2021, arXiv:2101.06983, do this for contrastive losses.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from barlow.objective import Terms, barlow_twins_loss
+from barlow.errors import UserError
+from barlow.objective import BarlowTwinsLoss, Terms
+
+State = tuple[Tensor, Tensor | None]
 
 
 def backward(
-    network: nn.Module,
+    network: nn.Module | Sequence[nn.Module],
     views: Sequence[Tensor],
-    *,
-    lambda_: float | None,
+    loss: BarlowTwinsLoss,
     micro_batch: int,
-    unsynchronised: Callable[[], AbstractContextManager[object]] = nullcontext,
+    *,
+    run: Callable[[Tensor, Tensor], object] = Tensor.backward,
+    hold: Callable[[nn.Module], AbstractContextManager[object]] | None = None,
 ) -> Terms:
-    """Adds the gradients of the whole batch to the parameters of ``network`` and returns the terms of its loss.
+    """Adds to every parameter's ``.grad`` what ``loss(*(network(view) for view in views)).backward()`` would add.
 
-    ``network``: V views (n, …) → V embeddings (n, D). ``micro_batch``: images a pass, at least 1; the last pass may hold
-    fewer. Random numbers (dropout, drop path) are the same in both passes, running statistics are updated once.
-    ``unsynchronised``: a context in which a DistributedDataParallel ``network`` keeps its gradients to itself; all
-    passes but the last run in it.
+    ``network``: maps (m, …) to embeddings (m, D); one for all views, or one for each. ``views``: (n, …) each.
+    ``micro_batch``: the most images of one view in the network at once; micro-batches are as equal as can be.
+    ``run(z, gradient)`` runs one backward pass (``fabric.backward``, say). ``hold(network)`` is the context in which
+    backward passes do not synchronise gradients between processes, ``network.no_sync()`` unless given; the last pass of
+    every network runs outside it. Returns the terms of the whole batch.
+
+    Exact for networks whose rows do not see each other. Dropout and drop path draw the same in both passes. The one
+    difference: batch normalisation takes the statistics of each micro-batch instead of the whole batch of a view. Its
+    running statistics, and all other buffers, change once, in the second pass. When it is synchronised across
+    processes, all of them must have the same number of micro-batches.
+
+    Raises UserError for a ``micro_batch`` below 1 or a wrong number of networks, and what the loss raises.
     """
-    parts = list(zip(*(view.split(micro_batch) for view in views), strict=True))
-    states, rows = [], []
-    with torch.no_grad(), kept_statistics(network):
-        for part in parts:
-            states.append(random_state(views[0]))
-            rows.append(network(*part))
-    z = [torch.cat(chunks).requires_grad_() for chunks in zip(*rows, strict=True)]
-    terms = barlow_twins_loss(*z, lambda_=lambda_)
-    gradients = torch.autograd.grad(terms.loss, z)
-    cotangents = zip(*(gradient.split(micro_batch) for gradient in gradients), strict=True)
-    for i, (part, cotangent) in enumerate(zip(parts, cotangents, strict=True)):
-        with unsynchronised() if i < len(parts) - 1 else nullcontext():
-            set_random_state(views[0], states[i])
-            torch.autograd.backward(list(network(*part)), list(cotangent))
-    return terms
+    if micro_batch < 1:
+        raise UserError(f"micro_batch must be at least 1, given {micro_batch}")
+    networks = [network] * len(views) if isinstance(network, nn.Module) else list(network)
+    if len(networks) != len(views):
+        raise UserError(f"there must be one network, or one for each of the {len(views)} views; given {len(networks)}")
+    pieces = [(v, part) for v, view in enumerate(views) for part in _split(view, micro_batch)]
+
+    buffers = {buffer: buffer.clone() for each in networks for buffer in each.buffers()}
+    states: list[State] = []
+    embeddings: list[list[Tensor]] = [[] for _ in views]
+    with torch.no_grad():
+        for v, part in pieces:
+            states.append(_random_state(part.device))
+            embeddings[v].append(networks[v](part))
+        for buffer, before in buffers.items():
+            buffer.copy_(before)
+    torch.clear_autocast_cache()  # it holds casts of the weights that were made without a graph
+
+    z = [torch.cat(parts).requires_grad_() for parts in embeddings]
+    loss(*z).backward()
+    cotangents = [part for each in z for part in _split(_gradient(each), micro_batch)]
+
+    last = {id(networks[v]): number for number, (v, _) in enumerate(pieces)}
+    for number, ((v, part), state, cotangent) in enumerate(zip(pieces, states, cotangents, strict=True)):
+        _set_random_state(part.device, state)
+        with nullcontext() if number == last[id(networks[v])] else (hold or _no_sync)(networks[v]):
+            run(networks[v](part), cotangent)
+    assert loss.terms is not None
+    return loss.terms
 
 
-@contextmanager
-def kept_statistics(network: nn.Module) -> Iterator[None]:
-    """BatchNorm uses the statistics of its batch as in training, and its running ones come out as they went in."""
-    norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
-    before = [{name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)} for norm in norms]
-    try:
-        yield
-    finally:
-        for norm, buffers in zip(norms, before, strict=True):
-            for name, buffer in norm.named_buffers(recurse=False):
-                buffer.copy_(buffers[name])
+def _split(tensor: Tensor, micro_batch: int) -> tuple[Tensor, ...]:
+    return torch.tensor_split(tensor, max(1, -(-len(tensor) // micro_batch)))
 
 
-def random_state(like: Tensor) -> tuple[Tensor, Tensor | None]:
-    """State of torch's generators that a network on the device of ``like`` draws from."""
-    return torch.get_rng_state(), torch.cuda.get_rng_state(like.device) if like.is_cuda else None
+def _gradient(z: Tensor) -> Tensor:
+    assert z.grad is not None
+    return z.grad
 
 
-def set_random_state(like: Tensor, state: tuple[Tensor, Tensor | None]) -> None:
-    """Puts the generators back into a state of ``random_state``."""
+def _no_sync(network: nn.Module) -> AbstractContextManager[object]:
+    """DistributedDataParallel's own context; other modules synchronise nothing."""
+    no_sync: Callable[[], AbstractContextManager[object]] = getattr(network, "no_sync", nullcontext)
+    return no_sync()
+
+
+def _random_state(device: torch.device) -> State:
+    other = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
+    return torch.get_rng_state(), other
+
+
+def _set_random_state(device: torch.device, state: State) -> None:
     torch.set_rng_state(state[0])
     if state[1] is not None:
-        torch.cuda.set_rng_state(state[1], like.device)
+        torch.get_device_module(device).set_rng_state(state[1], device)

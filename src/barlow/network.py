@@ -81,13 +81,27 @@ class Twins(nn.Module):
         self.encoders = nn.ModuleList(encoders)
         self.projectors = nn.ModuleList(projectors)
 
-    def forward(self, *views: Tensor) -> tuple[Tensor, ...]:
-        """V views (n, c, h, w) → V embeddings (n, D)."""
+    def forward(self, *views: Tensor, twin: int | None = None) -> tuple[Tensor, ...]:
+        """V views (n, c, h, w) → V embeddings (n, D); ``twin``: one view, through that twin alone."""
+        if twin is not None:
+            return (self.projectors[twin](self.encoders[twin](views[0])),)
         if len(self.encoders) == 1:
             z = self.projectors[0](self.encoders[0](torch.cat(views) if len(views) > 1 else views[0]))
             return cast(tuple[Tensor, ...], z.chunk(len(views)))
         pairs = zip(self.encoders, self.projectors, strict=True)
         return tuple(projector(encoder(view)) for (encoder, projector), view in zip(pairs, views, strict=True))
+
+
+class OneTwin(nn.Module):
+    """One twin of ``Twins`` (wrapped or not) as a plain network: a view (n, c, h, w) → its embedding (n, D)."""
+
+    def __init__(self, twins: nn.Module, twin: int) -> None:
+        super().__init__()
+        self.twins, self.twin = twins, twin
+
+    def forward(self, view: Tensor) -> Tensor:
+        """The embedding of ``view``."""
+        return cast(Tensor, self.twins(view, twin=self.twin)[0])
 
 
 def build_twins(encoders: Sequence[nn.Module], widths: Sequence[int], *, channels: int, size: int) -> Twins:

@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from barlow import forms, ranks, small
 from barlow.errors import NumbersError, UserError
@@ -91,7 +90,7 @@ def barlow_twins_loss(*z: Tensor, lambda_: float | None = None) -> Terms:
     Raises UserError (a ValueError) for bad shapes, dtypes or λ, and NumbersError naming the view that is not finite.
     """
     _check_lambda(lambda_)
-    counts = _agreed_counts(z)
+    counts = _agreed_counts(z, lambda_)
     weight = default_lambda(z[0].shape[1]) if lambda_ is None else float(lambda_)
     loss, others = _Loss.apply(weight, counts, *z)
     return Terms(loss, *others)
@@ -140,9 +139,8 @@ class _Loss(torch.autograd.Function):
                 saved, squares = small.correlation(held, dtype)
             else:
                 saved, squares = forms.correlation(held, total, dtype)
-            diagonal = saved.diagonal[0] if len(z) == 2 else torch.stack(tuple(saved.diagonal))
-            if across:
-                diagonal = ranks.gather_rows(diagonal.T).T
+            diagonals = [ranks.gather_rows(c) for c in saved.diagonal] if across else saved.diagonal
+            diagonal = diagonals[0] if len(z) == 2 else torch.stack(tuple(diagonals))
             if form == "gram":
                 squares = squares - torch.linalg.vector_norm(diagonal, dtype=squares.dtype).square()
             distance = torch.linalg.vector_norm(1.0 - diagonal, dtype=squares.dtype)
@@ -163,8 +161,9 @@ class _Loss(torch.autograd.Function):
         return loss, (invariance, redundancy, floor(total, dim, lambda_), mean, dead, form, matrix)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True: better no second derivative than one that lacks this part
+            raise RuntimeError("the Barlow Twins loss has first derivatives only; call backward without create_graph")
         tensors = iter(ctx.saved_tensors)
         held, *fields = (tuple(islice(tensors, length)) for length in ctx.lengths)
         saved, gain = forms.Forward(*fields), gradient * len(ctx.counts)
@@ -180,9 +179,9 @@ class _Loss(torch.autograd.Function):
         return None, None, *(part.to(view.dtype) for part, view in zip(g, held, strict=True))
 
 
-def _cross_correlation(
-    z: Sequence[Tensor], total: int, saved: forms.Forward, across: bool, a: int, b: int
-) -> Tensor:
+def _cross_correlation(z: Sequence[Tensor], total: int, saved: forms.Forward, across: bool, a: int, b: int) -> Tensor:
+    if not (0 <= a < len(z) and 0 <= b < len(z)):
+        raise UserError(f"there are {len(z)} views, numbered from 0; given {a} and {b}")
     if saved.products and a != b:
         k = list(combinations(range(len(z)), 2)).index((min(a, b), max(a, b)))
         matrix = saved.products[k].clone()
@@ -195,20 +194,20 @@ def _cross_correlation(
         return forms.correlations(z, total, mean, scale, [(a, b)])[0]
 
 
-def _agreed_counts(z: Sequence[Tensor]) -> list[int]:
+def _agreed_counts(z: Sequence[Tensor], lambda_: float | None) -> list[int]:
     """Rows held by each process. A mistake on one process raises on all of them, so that none is left waiting."""
     complaint = _complaint(z)
     rows = 0 if complaint else len(z[0])
     table = [[complaint is None, rows, 0]]
     if ranks.world_size() > 1:
-        shape = "" if complaint else f"{len(z)} {z[0].shape[1]} {[view.dtype for view in z]}"
-        table = ranks.integers([complaint is None, rows, zlib.crc32(shape.encode())])
+        same = "" if complaint else f"{len(z)} {z[0].shape[1]} {[view.dtype for view in z]} {lambda_}"
+        table = ranks.integers([complaint is None, rows, zlib.crc32(same.encode())])
     if complaint:
         raise UserError(complaint)
     if not all(fine for fine, _, _ in table):
         raise UserError("another process gave the loss embeddings that it cannot use; its own message says why")
     if len({signature for _, _, signature in table}) > 1:
-        raise UserError("the processes gave the loss different numbers of views, widths or dtypes; they must agree")
+        raise UserError("the processes gave the loss different λ, numbers of views, widths or dtypes; they must agree")
     counts = [n for _, n, _ in table]
     if sum(counts) < 2:
         raise UserError(f"the loss needs at least 2 images to correlate features, given {sum(counts)}")

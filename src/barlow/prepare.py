@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import nn
 from torch.optim import Optimizer
 
 from barlow import ranks
 from barlow.batches import Stream, ViewLike, split
+from barlow.cache import cached
 from barlow.config import Config
 from barlow.errors import UserError
 from barlow.held_out import HeldOut
@@ -37,10 +37,11 @@ class Ready:
 
     config: Config
     fabric: Fabric
+    images: Images  # as they lie where the user keeps them; ``source`` may read prepared copies
     source: Stream
     held_out: HeldOut
     network: Twins
-    wrapped: nn.Module
+    wrapped: Any  # Fabric's module
     optimizer: Optimizer
     arguments: dict[str, Any]  # of timm.create_model
 
@@ -117,7 +118,8 @@ def ready(config: Config, fabric: Fabric, images: Images, views: Sequence[ViewLi
     assert config.seed is not None and config.image_size and config.batch_size and config.held_out
     assert config.mean and config.std and config.encoder and isinstance(config.projector, tuple)
     train, kept = split(config.seed, len(images), config.held_out)
-    source = Stream(images, train, views or views_of(config), seed=config.seed, size=config.image_size,
+    prepared = cached(images, config.image_size) if config.cache else images
+    source = Stream(prepared, train, views or views_of(config), seed=config.seed, size=config.image_size,
                     batch_size=config.batch_size, rank=ranks.rank(), world=ranks.world_size())  # fmt: skip
     held_out = HeldOut(source, kept, mean=config.mean, std=config.std, device=fabric.device)
     assert isinstance(config.encoder_args, dict) and config.channels
@@ -131,11 +133,13 @@ def ready(config: Config, fabric: Fabric, images: Images, views: Sequence[ViewLi
     network = build_twins(encoders, config.projector, channels=config.channels, size=config.image_size)
     network = network.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     ranks.synchronise_batch_norm(network)  # in place: the network itself is no normalisation
+    if config.micro_batch and len(encoders) > 1 and ranks.world_size() > 1:
+        raise UserError("micro_batch with unshared twins works on one device only; give --devices 1 or --twins shared.")
     assert config.optimizer and config.lr
     optimizer = build_optimizer(network, config.optimizer, lr=config.lr, lr_bias=config.lr_bias or config.lr,
                                 weight_decay=config.weight_decay or 0.0)  # fmt: skip
     wrapped, optimizer = fabric.setup(network, optimizer)
-    return Ready(config, fabric, source, held_out, network, wrapped, optimizer, arguments)
+    return Ready(config, fabric, images, source, held_out, network, wrapped, optimizer, arguments)
 
 
 def seed_step(seed: int, step: int) -> None:

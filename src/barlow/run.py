@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from barlow.config import Config, differences, read_toml, to_toml
 from barlow.console import say
 from barlow.encoder import save_encoder
 from barlow.environment import environment
-from barlow.errors import UserError
+from barlow.errors import Stopped, UserError
 from barlow.images import Images, open_images, write_index
 from barlow.objective import floor
 from barlow.plan import RULES, Choice, Findings, resolve
@@ -27,11 +27,11 @@ from barlow.prepare import Ready, launch, look, ready
 from barlow.progress import duration
 from barlow.quarantine import Quarantine
 from barlow.report import write_report
-from barlow.resources import peak_memory, readable
+from barlow.resources import check_disk, explain_out_of_memory, is_out_of_memory, peak_memory, readable
 from barlow.runlog import Run, open_run
 from barlow.saver import Saver
 from barlow.session import Session
-from barlow.signals import Deadline, StopRequest, parse_duration
+from barlow.signals import Deadline, StopRequest, kill_workers, parse_duration
 from barlow.train import one_step, train
 
 KEPT = 2  # checkpoints
@@ -70,7 +70,6 @@ def pretrain(
     """
     started = time.monotonic()
     with ExitStack() as stack:
-        stop = stack.enter_context(StopRequest())
         fabric = launch(config)
         quiet = quiet or ranks.rank() > 0
         if dry_run:
@@ -80,8 +79,10 @@ def pretrain(
             begun = fix_length(begun, fabric, views, started, quiet)
         parts = ready(begun.config, fabric, begun.images, views)
         session = open_session(parts, begun, started, stack)
+        stack.callback(kill_workers)  # they ignore the stop signals; none may outlive us
         if session.step < session.steps:
-            train(session, stop, quiet=quiet)
+            with StopRequest() as stop, out_of_memory_in_words(parts):
+                train(session, stop, quiet=quiet)
         finish(session, quiet)
         return Path(begun.config.out or ".")
 
@@ -128,7 +129,6 @@ def start(config: Config, images: Any, out: Path, quiet: bool, stack: ExitStack)
         write_index(opened, out / "index.parquet")
     Quarantine(opened, out / "quarantine.jsonl", resolved.max_bad or 0.0).start()
     run.write_config(to_toml(resolved))
-    run.write_environment(environment())
     for choice in choices:
         run.log("event", 0, message=f"{choice.word} = {choice.value}: {choice.reason}")
     return run
@@ -203,6 +203,12 @@ def open_session(parts: Ready, begun: Begun, started: float, stack: ExitStack) -
     """The session at its newest sound checkpoint, or at step 0; writes the pictures of the held-out images once."""
     run, config = begun.run, parts.config
     assert config.steps and config.out
+    if run:
+        devices = [str(parts.fabric.device)]
+        others = run.write_environment(environment(devices))
+        if others:
+            say(f"note: this run began with other versions ({', '.join(others)}); it may not continue to the bit")
+        check_disk(run.folder, sum(3 * p.numel() * p.element_size() for p in parts.network.parameters()))
     limit = Deadline(parse_duration(config.time_limit) if config.time_limit else None, begun=started)
     saver = stack.enter_context(Saver(run.checkpoints, last=KEPT)) if run else None
     session = Session(parts, run, saver, config.steps, limit)
@@ -229,11 +235,24 @@ def finish(session: Session, quiet: bool) -> None:
             mean=config.mean, std=config.std,
             origin={"images": config.images, "steps": session.step, "seed": config.seed},
         )  # fmt: skip
-    if session.saver:
-        session.saver.join()
+    session.settle()
     report = write_report(folder)
     if not quiet:
         say(f"encoder      {folder / 'encoder'}\nreport       {report}")
+
+
+@contextmanager
+def out_of_memory_in_words(parts: Ready) -> Iterator[None]:
+    """Turns an allocation that fails into one sentence with the largest batch that fits (UserError)."""
+    device = str(parts.fabric.device)
+    before = peak_memory(device)
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, Stopped) or not is_out_of_memory(error):
+            raise
+        batch = parts.config.micro_batch or parts.config.batch_size or 1
+        raise UserError(explain_out_of_memory(error, batch=batch, before=before, device=device)) from None
 
 
 def show_choices(images: Images, config: Config, choices: Sequence[Choice]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from barlow import ranks
 from barlow.batches import Batch
-from barlow.checkpoint import Checkpoint, SaveFailed
+from barlow.checkpoint import Checkpoint
 from barlow.console import say
 from barlow.held_out import health_lines
 from barlow.optimizer_state import flatten_optimizer, parameter_names, unflatten_optimizer
@@ -35,7 +35,7 @@ class Session:
         self.parts, self.run, self.saver, self.steps, self.deadline = parts, run, saver, steps, deadline
         self.step = 0
         file = run.folder / "quarantine.jsonl" if run else None
-        self.quarantine = Quarantine(parts.source.images, file, parts.config.max_bad or 0.0)
+        self.quarantine = Quarantine(parts.images, file, parts.config.max_bad or 0.0)
         self.log_every = max(1, steps // LINES)
         self.health_every = parts.config.health_every or int(np.clip(steps // 20, 20, 500))
         self.started = self.saved = self._last = time.monotonic()
@@ -100,12 +100,12 @@ class Session:
         lines = health_lines(self.step, out, warm_up=warm_up)
         for line in lines:
             self.log("health", **{k: v for k, v in line.items() if k not in ("kind", "step")})
-        self.run.snapshot(
-            f"step-{self.step:07d}",
-            features=out["features"].numpy(),
-            embedding_a=_half(out["embedding_a"]),
-            embedding_b=_half(out["embedding_b"]),
-        )
+        arrays = {"features": out["features"].numpy()}
+        arrays |= {name: _half(out[name]) for name in ("embedding_a", "embedding_b")}
+        try:
+            self.run.snapshot(f"step-{self.step:07d}", **arrays)
+        except OSError as error:
+            self.warn(error)
         return {"twins_found": lines[0]["twins_found"], "verdict": lines[1]["verdict"]}
 
     def save(self) -> None:
@@ -118,12 +118,29 @@ class Session:
         slots, numbers = flatten_optimizer(optimizer.state_dict(), names)
         tensors = {f"model/{k}": v for k, v in network.state_dict().items()}
         tensors |= {f"optimizer/{k}": v for k, v in slots.items()}
-        self.run.sync()
         try:
+            self.run.sync()
             self.saver.save(self.step, tensors, {"optimizer": numbers})
-        except SaveFailed as error:
-            say(f"warning: {error}")
-            self.log("event", message=str(error))
+        except OSError as error:  # SaveFailed is one: of the save before, and this one is its retry
+            self.warn(error)
+
+    def settle(self) -> bool:
+        """Waits for the save under way and, where it failed, tries once more; False when that fails too."""
+        for attempt in range(2):
+            try:
+                if self.saver:
+                    self.saver.join()
+                return True
+            except OSError as error:
+                self.warn(error)
+                if attempt == 0:
+                    self.save()
+        return False
+
+    def warn(self, error: OSError) -> None:
+        """A disk that refuses costs a warning, not the run."""
+        say(f"warning: {error}")
+        self.log("event", message=str(error))
 
     def restore(self, saved: Checkpoint) -> None:
         """Takes network, optimiser and step from a checkpoint, on every process."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from barlow.forms import EPS, Forward
+from barlow.forms import EPS, Forward, wide
 
 
 def fits(z: Sequence[Tensor], world: int) -> bool:
@@ -32,8 +32,7 @@ def correlation(z: Sequence[Tensor], dtype: torch.dtype) -> tuple[Forward, Tenso
     squared = c.square()
     rows = squared.sum(1)
     means = (mean_a.add_(row_a), mean_b.add_(row_b))
-    wide = torch.float32 if c.device.type == "mps" else torch.float64
-    return Forward(means, (w_a, w_b), (diagonal,), (rows, squared.sum(0)), (c,), (a, b)), rows.sum(dtype=wide)
+    return Forward(means, (w_a, w_b), (diagonal,), (rows, squared.sum(0)), (c,), (a, b)), rows.sum(dtype=wide(c))
 
 
 def gradient(saved: Forward, lambda_: float, gain: Tensor) -> list[Tensor]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from barlow import ranks
 from barlow.batches import Batch, batches
 from barlow.console import Display
 from barlow.errors import NumbersError, Stopped
 from barlow.microbatch import backward
-from barlow.objective import Terms, barlow_twins_loss
+from barlow.network import OneTwin
+from barlow.objective import BarlowTwinsLoss, Terms, barlow_twins_loss
 from barlow.optimise import rate, set_rate
 from barlow.prepare import Ready, seed_step
 from barlow.session import Session, agree
@@ -54,13 +57,7 @@ def one_step(parts: Ready, batch: Batch, steps: int) -> tuple[Terms, float]:
     views = parts.source.finish(batch, fabric.device, config.mean or (), config.std or ())
     parts.optimizer.zero_grad()
     if config.micro_batch:
-        terms = backward(
-            parts.wrapped,
-            views,
-            lambda_=config.lambda_,
-            micro_batch=config.micro_batch,
-            unsynchronised=lambda: fabric.no_backward_sync(parts.wrapped),
-        )
+        terms = in_micro_batches(parts, views, config.micro_batch)
     else:
         terms = barlow_twins_loss(*parts.wrapped(*views), lambda_=config.lambda_)
         fabric.backward(terms.loss)
@@ -69,6 +66,14 @@ def one_step(parts: Ready, batch: Batch, steps: int) -> tuple[Terms, float]:
     set_rate(parts.optimizer, factor)
     parts.optimizer.step()
     return terms, factor * (config.lr or 0.0)
+
+
+def in_micro_batches(parts: Ready, views: Sequence[Tensor], micro_batch: int) -> Terms:
+    """Loss and gradients of the whole batch in two passes over micro-batches, each view by itself."""
+    twins = [OneTwin(parts.wrapped, twin) for twin in range(len(parts.network.encoders))]
+    networks = twins[0] if len(twins) == 1 else twins
+    loss = BarlowTwinsLoss(parts.config.lambda_)
+    return backward(networks, views, loss, micro_batch, hold=lambda _: parts.fabric.no_backward_sync(parts.wrapped))
 
 
 def check_gradient(parts: Ready) -> None:
@@ -102,9 +107,9 @@ def train_line(session: Session, terms: Terms, lr: float) -> dict[str, Any]:
 
 def farewell(session: Session, stop: StopRequest) -> tuple[str, int]:
     """What to tell someone whose run stops before its end, and the exit code."""
-    if session.saver:
-        session.saver.join()
+    saved = session.settle()
     why = f"signal {stop.signal.name}" if stop.signal else "the time limit"
     where = session.run.folder if session.run else session.parts.config.out
-    sentence = f"Stopped by {why} after step {session.step:,} of {session.steps:,}, saved. "
+    what = "saved" if saved else f"NOT saved ({where} cannot be written; the checkpoint before it is sound)"
+    sentence = f"Stopped by {why} after step {session.step:,} of {session.steps:,}, {what}. "
     return sentence + f"Continue with: barlow pretrain --resume {where}", stop.exit_code or 75

@@ -19,7 +19,7 @@ collapsed ones showed; ``benchmarks/verdicts.py`` holds the cases and prints whi
    (participation < 1.3, less for m < 7); or the effective rank is below 12 (for m < 48: below m/4); or half of the
    dimensions are dead. With two views and a mean diagonal ≥ 0.8 it is a shortcut: the views agree on very little. Power
    laws up to λ ∝ k^−2.5 stay above these bounds.
-6. not learning yet — two views: mean diagonal < 0.3 and twins found no more than five times chance (or 3 %).
+6. not learning yet — two views: mean diagonal < 0.35 and twins found no more than five times chance (or 3 %).
 7. healthy — none of these.
 
 From fewer than 16 images rules 3 to 5 do not speak: chance alone can make so few look flat, copied or clustered.
@@ -181,7 +181,7 @@ def _low_rank(m: Mapping[str, float]) -> tuple[str, str] | None:
 
 
 def _unlearned(m: Mapping[str, float]) -> tuple[str, str] | None:
-    if "twins_found" not in m or m["mean_diagonal"] >= 0.3 or m["twins_found"] >= max(0.03, 5 / m["n"]):
+    if "twins_found" not in m or m["mean_diagonal"] >= 0.35 or m["twins_found"] >= max(0.03, 5 / m["n"]):
         return None
     return "not learning yet", (
         f"The two views of an image are hardly more alike than those of different images: {m['twins_found']:.1%} of "
