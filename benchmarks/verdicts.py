@@ -132,7 +132,7 @@ def dimensional(draw: np.random.Generator) -> Iterator[Case]:
     for n, d in SIZES:
         room = min(n - 1, d)
         for rank in sorted({1, 2, 4, room // 16, room // 8}):
-            for dust in (0.0, 0.002, 0.005):
+            for dust in (0.0, 0.001, 0.002):
                 z = spread(draw, n, d, power(rank, float(draw.choice([0.0, 1.0]))))
                 z = noise(draw, z, dust) if dust else z
                 yield Case("dimensional collapse", f"rank {rank} of {room}, noise {dust:.1%}", z)

@@ -42,9 +42,7 @@ def whole(z_a: Tensor, z_b: Tensor, lambda_: float) -> Tensor:
     return ((1 - c.diagonal()) ** 2).sum() + lambda_ * (c[off_diagonal] ** 2).sum()
 
 
-def over_pairs(
-    z: Sequence[Tensor], lambda_: float, two: Callable[[Tensor, Tensor, float], Tensor] = whole
-) -> Tensor:
+def over_pairs(z: Sequence[Tensor], lambda_: float, two: Callable[[Tensor, Tensor, float], Tensor] = whole) -> Tensor:
     """The mean over all pairs of views."""
     pairs = list(combinations(z, 2))
     return sum(two(a, b, lambda_) for a, b in pairs) / len(pairs)

@@ -155,6 +155,7 @@ def test_every_file_is_on_the_disk_before_it_counts(tmp_path: Path, monkeypatch:
         return rename(self, target)
 
     monkeypatch.setattr(os, "fsync", fsync)
+
     def replaced(self: Path, target: Path) -> Path:
         happened.append(("replace", target.name))
         return replace(self, target)

@@ -20,6 +20,7 @@ from barlow.evaluate import compare, evaluate, features_of, fingerprint, raw_pix
 from barlow.images import open_images
 from barlow.labelled import divided, open_labelled
 from barlow.network import build_encoder, model_arguments
+from barlow.story import evaluation_table
 
 ARGS = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 16], "stem_chs": 8}
 
@@ -99,17 +100,19 @@ def test_the_columns_say_which_features_are_good(pair: tuple[Path, Path]) -> Non
     result = compare(labelled, encoders)
     assert result["columns"] == ["trained", "untrained", "raw pixels"]
     assert [row["protocol"] for row in result["rows"]] == ["k-NN", "linear", "1 % of labels", "10 % of labels"]
-    assert [row["labels"] for row in result["rows"]] == [300, 300, 3, 30]
+    assert list(result["training_labels"].values()) == [300, 300, 3, 30]
     assert result["images"] == {"train": 300, "test": 120, "unreadable": 0}
     for row in result["rows"]:
-        assert set(row) == {"protocol", "labels", *result["columns"]}
+        assert row["unit"] == "accuracy"
+        assert row["interval"] == row["intervals"]["trained"]
         for name in result["columns"]:
-            figure = row[name]
-            assert 0 <= figure["low"] <= figure["value"] <= figure["high"] <= 1
+            low, high = row["intervals"][name]
+            assert 0 <= low <= row[name] <= high <= 1
         if row["protocol"] != "1 % of labels":  # three labels leave everything open
-            assert row["trained"]["value"] > row["untrained"]["value"] + 0.3
-    assert len(result["rows"][2]["trained"]["draws"]) == 5
-    assert result["rows"][1]["trained"]["value"] > 0.85
+            assert row["trained"] > row["untrained"] + 0.3
+    assert [len(result["rows"][k]["draws"].get("trained", [])) for k in range(4)] == [0, 0, 5, 5]
+    assert np.mean(result["rows"][3]["draws"]["raw pixels"]) == pytest.approx(result["rows"][3]["raw pixels"])
+    assert result["rows"][1]["trained"] > 0.85
     assert result["weights"]["trained"] == fingerprint(encoders["trained"])
 
 
@@ -120,7 +123,7 @@ def test_details_add_up_to_the_figure(pair: tuple[Path, Path]) -> None:
         detail = result["details"]["trained"][protocol]
         counts = np.array(detail["confusion"])
         assert counts.sum(1).tolist() == [40, 40, 40]
-        assert np.trace(counts) / counts.sum() == pytest.approx(row["trained"]["value"])
+        assert np.trace(counts) / counts.sum() == pytest.approx(row["trained"])
         assert [c["class"] for c in detail["per_class"]] == ["0", "1", "2"]
         assert np.mean([c["recall"] for c in detail["per_class"]]) == pytest.approx(detail["balanced_accuracy"])
     assert "raw pixels" not in result["details"]
@@ -154,6 +157,16 @@ def test_evaluate_writes_what_it_returns_and_again_the_same(run: Path, tmp_path:
     assert result["weights"]["trained"] != result["weights"]["untrained"]
 
 
+def test_the_report_shows_the_rows(pair: tuple[Path, Path]) -> None:
+    encoders: Any = {"trained": Fake(), "untrained": Fake(noise=3.0)}
+    result = json.loads(json.dumps(compare(open_labelled(pair[0], test=pair[1]), encoders)))
+    shown = evaluation_table(result)
+    assert shown is not None
+    assert shown["columns"] == result["columns"]
+    assert [row["protocol"] for row in shown["rows"]] == [row["protocol"] for row in result["rows"]]
+    assert all(row["interval"] for row in shown["rows"])
+
+
 def test_the_table(pair: tuple[Path, Path]) -> None:
     encoders: Any = {"trained": Fake(), "untrained": Fake(noise=3.0)}
     result = compare(open_labelled(pair[0], test=pair[1]), encoders)
@@ -163,8 +176,8 @@ def test_the_table(pair: tuple[Path, Path]) -> None:
     assert [line.partition(")")[0] + ")" for line in lines[3:]] == [
         "k-NN (300 labels)", "linear (300 labels)", "1 % of labels (3 labels)", "10 % of labels (30 labels)",
     ]  # fmt: skip
-    figure = result["rows"][0]["trained"]
-    assert f"{figure['value']:.3f}  {figure['low']:.3f}–{figure['high']:.3f}" in lines[3]
+    low, high = result["rows"][0]["interval"]
+    assert f"{result['rows'][0]['trained']:.3f}  {low:.3f}–{high:.3f}" in lines[3]
     assert len({line.index(".") for line in lines[3:]}) == 1  # columns stand below each other
 
 
@@ -266,7 +279,7 @@ def test_an_unreadable_image_is_left_out_and_the_rest_stay_in_step(
     result = compare(labelled, encoders)
     assert result["images"]["unreadable"] == 1
     assert result["images"]["train"] + result["images"]["test"] == 89
-    assert result["rows"][1]["trained"]["value"] > 0.8
+    assert result["rows"][1]["trained"] > 0.8
     assert "left out a/10.png" in capsys.readouterr().err
 
 
@@ -359,10 +372,10 @@ def test_values_and_several_labels(tmp_path: Path) -> None:
     for file, measure in (("v.csv", "R²"), ("l.csv", "mean average precision")):
         labelled = open_labelled(tmp_path / file, images=str(tmp_path / "in"))
         result = compare(labelled, encoders)
-        assert result["measure"] == measure
-        assert result["rows"][0]["trained"]["value"] > 0.95
-        assert result["rows"][0]["untrained"]["value"] < 0.7
-        assert f"linear (160 labels)  {result['rows'][0]['trained']['value']:.3f}" in table(result)
+        assert result["rows"][0]["unit"] == measure
+        assert result["rows"][0]["trained"] > 0.95
+        assert result["rows"][0]["untrained"] < 0.7
+        assert f"linear (160 labels)  {result['rows'][0]['trained']:.3f}" in table(result)
         json.dumps(result, allow_nan=False)
     assert labelled.targets.names == ["dark", "left"]
     (tmp_path / "v.csv").write_text((tmp_path / "v.csv").read_text().replace(f"7.png,{level[7]}", "7.png,much"))

@@ -95,7 +95,8 @@ def test_cliff_is_found_where_it_is() -> None:
     assert health.rank_cliff(z * np.exp(-np.arange(100) / 2)) == 0  # steep, but no cliff
     below = np.where(np.arange(100) < 5, 1.0, np.maximum(0.25 * 0.7 ** (np.arange(100) - 5.0), 0.01))
     assert health.rank_cliff(z * below) == 0  # λ falls by 16 only, to little
-    assert health.rank_cliff(z * np.where(np.arange(100) < 5, 1.0, 0.7 * below)) == 5  # by 33
+    assert health.rank_cliff(z * np.where(np.arange(100) < 5, 1.0, 0.55 * below)) == 0  # by 53
+    assert health.rank_cliff(z * np.where(np.arange(100) < 5, 1.0, 0.5 * below)) == 5  # by 64
 
 
 def test_one_odd_image_is_not_taken_for_a_direction() -> None:

@@ -127,9 +127,7 @@ def test_without_kernel_locks_the_text_decides(tmp_path: Path, text: str, free: 
     assert path.read_text() == text
 
 
-def test_with_the_kernels_lock_only_other_machines_are_doubted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_with_the_kernels_lock_only_other_machines_are_doubted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "run.lock"
     for text in (holder(), holder(pids="pid:[1]", host="container")):
         path.write_text(text)

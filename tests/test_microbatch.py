@@ -75,7 +75,7 @@ def test_one_network_for_each_view() -> None:
 
 @pytest.mark.parametrize("layer", [nn.Dropout(0.5), DropPath(0.5)])
 def test_randomness_is_replayed(layer: nn.Module) -> None:
-    """Kills: random state not saved, or saved once for all micro-batches. The generator ends where one pass leaves it."""
+    """Kills: random state not saved, or saved once for all. The generator ends where one pass leaves it."""
     network, views = mlp(layer), images()
     network.train()
     torch.manual_seed(7)
@@ -119,7 +119,7 @@ def test_under_autocast() -> None:
         network.zero_grad()
         backward(network, views, BarlowTwinsLoss(), N)
     for found, want in zip(gradients(network), expected, strict=True):
-        torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-7)
+        assert (found - want).norm() < 1e-2 * want.norm()  # the sum over views is rounded to bfloat16 or not
 
 
 def test_memory_of_one_micro_batch() -> None:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,17 +32,26 @@ from barlow.reading import Images
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
-Judged = tuple[int, dict[str, Any], dict[str, Any] | None]  # number of training labels, the figure, details
-Protocol = Callable[[Floats, Floats], Judged]  # of the features for training and for testing
-Rows = list[dict[str, Any]]
-Details = dict[str, dict[str, Any]]
 
 PIXELS = 32  # largest side of raw pixels; larger images, and images of different sizes, become PIXELS × PIXELS
 K, TEMPERATURE = 20, 0.07
 SHARES, DRAWS = (0.01, 0.1), 5
 CONFUSION_CLASSES = 100  # with more the confusion matrix is left out
-MEASURES = {"classes": "accuracy", "labels": "mean average precision", "values": "R²"}
+UNITS = {"classes": "accuracy", "labels": "mean average precision", "values": "R²"}
 PIXELS_COLUMN = "raw pixels"
+
+
+class Judged(NamedTuple):
+    """What a protocol says of one kind of features."""
+
+    value: float | None  # None: undefined, such as the R² of constant targets
+    labels: int  # used for training
+    interval: tuple[float, float] | None = None
+    draws: list[float] | None = None
+    detail: dict[str, Any] | None = None
+
+
+Protocol = Callable[[Floats, Floats], Judged]  # of the features for training and for testing
 
 
 def evaluate(
@@ -72,10 +81,11 @@ def compare(
 ) -> dict[str, Any]:
     """All protocols on the features of each encoder and on raw pixels; plain values, ready for JSON.
 
-    ``measure`` names the figure, ``rows`` hold it: per protocol the number of training labels and, under the name of
-    each column, ``value`` with the 95 % interval ``low``, ``high`` (Wilson over the test images; for few labels
-    Student's t over the ``draws``). ``details``: per encoder and protocol balanced accuracy, a row a class, and the
-    confusion matrix (row: label, column: answer). ``weights``: sha256 of each encoder, before as after.
+    ``rows``: one a protocol, with the figure of each of ``columns`` under its name, ``unit`` (which figure), and 95 %
+    ``intervals`` by column, that of the first also as ``interval``: Wilson over the test images; for few labels
+    Student's t over the ``draws``, which stand beside it. ``training_labels``: how many each protocol used.
+    ``details``: per encoder and protocol balanced accuracy, a row a class, and the confusion matrix (row: label,
+    column: answer). ``weights``: sha256 of each encoder, before as after.
     """
     pixels, digests, how = raw_pixels(labelled.images)
     labelled = divided(labelled, digests, seed)
@@ -96,18 +106,15 @@ def compare(
     targets = labelled.targets.values[train], labelled.targets.values[test]
     kind, names = labelled.targets.kind, labelled.targets.names
     judges = _of_classes(*targets, names, seed) if kind == "classes" else _of_numbers(*targets, kind, seed)
-    rows, details = _measured(judges, parts)
     bad = sum(len(images.bad) for images in labelled.images)
     return {
-        "measure": MEASURES[kind],
         "images": {"train": int(train.sum()), "test": int(test.sum()), "unreadable": bad + int((~read).sum())},
         "classes": names,
         "split": labelled.split,
         "seed": seed,
         "settings": {"k": min(K, int(train.sum())), "temperature": TEMPERATURE, "draws": DRAWS, PIXELS_COLUMN: how},
         "columns": list(columns),
-        "rows": rows,
-        "details": details,
+        **_measured(judges, parts, UNITS[kind]),
         "weights": weights,
     }
 
@@ -182,24 +189,29 @@ def _refuse(labelled: Labelled, train: NDArray[np.bool_], test: NDArray[np.bool_
         raise UserError(f"no training image of class {names[lost[0]]} can be used, but test images of it are there")
 
 
-def _measured(judges: Mapping[str, Protocol], parts: Mapping[str, tuple[Floats, Floats]]) -> tuple[Rows, Details]:
+def _measured(judges: Mapping[str, Protocol], parts: Mapping[str, tuple[Floats, Floats]], unit: str) -> dict[str, Any]:
     """Every protocol on every column."""
-    rows: dict[str, dict[str, Any]] = {protocol: {"protocol": protocol} for protocol in judges}
-    details: Details = {}
+    rows: dict[str, dict[str, Any]] = {p: {"protocol": p, "unit": unit, "intervals": {}, "draws": {}} for p in judges}
+    details: dict[str, dict[str, Any]] = {}
+    used: dict[str, int] = {}
     jobs = [(protocol, name) for name in parts for protocol in judges]
     for protocol, name in progress(jobs, "protocols", len(jobs)):
-        labels, figure, detail = judges[protocol](*parts[name])
-        rows[protocol] |= {"labels": labels, name: figure}
-        if detail and name != PIXELS_COLUMN:
-            details.setdefault(name, {})[protocol] = detail
-    return list(rows.values()), details
+        judged, row = judges[protocol](*parts[name]), rows[protocol]
+        row[name], used[protocol] = judged.value, judged.labels
+        if judged.interval:
+            row["intervals"][name] = list(judged.interval)
+            row.setdefault("interval", list(judged.interval))
+        if judged.draws:
+            row["draws"][name] = judged.draws
+        if judged.detail and name != PIXELS_COLUMN:
+            details.setdefault(name, {})[protocol] = judged.detail
+    return {"rows": list(rows.values()), "training_labels": used, "details": details}
 
 
 def _of_classes(labels: Ints, truth: Ints, names: list[str], seed: int) -> Mapping[str, Protocol]:
     def judged(answers: Ints) -> Judged:
-        low, high = scores.wilson(int((answers == truth).sum()), len(truth))
-        figure = {"value": scores.accuracy(truth, answers), "low": low, "high": high}
-        return len(labels), figure, _detail(truth, answers, names)
+        interval = scores.wilson(int((answers == truth).sum()), len(truth))
+        return Judged(scores.accuracy(truth, answers), len(labels), interval, detail=_detail(truth, answers, names))
 
     def knn(train: Floats, test: Floats) -> Judged:
         k = min(K, len(labels))
@@ -210,7 +222,7 @@ def _of_classes(labels: Ints, truth: Ints, names: list[str], seed: int) -> Mappi
 
     def few(share: float, train: Floats, test: Floats) -> Judged:
         found = protocols.few_labels(train, labels, test, truth, share=share, draws=DRAWS, seed=seed)
-        return found.labels, {"value": found.mean, "low": found.low, "high": found.high, "draws": found.draws}, None
+        return Judged(found.mean, found.labels, (found.low, found.high), found.draws)
 
     shares = {f"{share * 100:g} % of labels": partial(few, share) for share in SHARES}
     return {"k-NN": knn, "linear": linear, **shares}
@@ -222,7 +234,7 @@ def _of_numbers(targets: NDArray[Any], truth: NDArray[Any], kind: str, seed: int
             value = scores.r2(truth, protocols.ridge(train, targets, test, seed=seed))
         else:
             value = scores.mean_average_precision(truth, protocols.multi_label_probe(train, targets, test, seed=seed))
-        return len(targets), {"value": _or_none(value), "low": None, "high": None}, None
+        return Judged(_or_none(value), len(targets))
 
     return {"linear": linear}
 
@@ -246,18 +258,18 @@ def table(result: Mapping[str, Any]) -> str:
     images, names = result["images"], result["columns"]
     lines = [["", *names]]
     for row in result["rows"]:
-        cells = [_cell(row[name]) for name in names]
-        lines.append([f"{row['protocol']} ({row['labels']:,} labels)", *cells])
+        cells = [_cell(row[name], row["intervals"].get(name)) for name in names]
+        lines.append([f"{row['protocol']} ({result['training_labels'][row['protocol']]:,} labels)", *cells])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    head = f"{result['measure']} on {images['test']:,} images, {images['train']:,} for training: {result['split']}"
+    unit = result["rows"][0]["unit"]
+    head = f"{unit} on {images['test']:,} images, {images['train']:,} for training: {result['split']}"
     if images["unreadable"]:
         head += f"; {images['unreadable']:,} unreadable"
     return "\n".join([head, "", *text])
 
 
-def _cell(figure: Mapping[str, Any]) -> str:
-    if figure["value"] is None:
+def _cell(value: float | None, interval: Sequence[float] | None) -> str:
+    if value is None:
         return "–"
-    interval = "" if figure["low"] is None else f"  {figure['low']:.3f}–{figure['high']:.3f}"
-    return f"{figure['value']:.3f}{interval}"
+    return f"{value:.3f}" + (f"  {interval[0]:.3f}–{interval[1]:.3f}" if interval else "")

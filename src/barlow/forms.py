@@ -155,9 +155,7 @@ def correlations(
     return [ranks.sum_(product) for product in products]
 
 
-def correlation_gradient(
-    z: Sequence[Tensor], total: int, saved: Forward, lambda_: float, gain: Tensor
-) -> list[Tensor]:
+def correlation_gradient(z: Sequence[Tensor], total: int, saved: Forward, lambda_: float, gain: Tensor) -> list[Tensor]:
     """``gain`` · ∂L/∂z, (n, D) each; 2·P·N·D² multiplications, nothing travels."""
     pairs = len(saved.diagonal)
     alpha, unit = 2 * lambda_ / (total * pairs), 2 / (total * pairs)

@@ -212,9 +212,9 @@ def spectrum_alpha(z: ArrayLike | Sample) -> float:
 
 
 def rank_cliff(z: ArrayLike | Sample) -> int:
-    """The rank r at which the spectrum falls off a cliff: λ_r ≥ 30 λ_{r+1} with at most 5 % of the variance beyond, and
+    """The rank r at which the spectrum falls off a cliff: λ_r ≥ 60 λ_{r+1} with at most 5 % of the variance beyond, and
     r at most an eighth of the room min(n − 1, living d); 0 where there is no cliff. The spectra of working encoders
-    fall smoothly (power laws: λ_r/λ_{r+1} near 1), those confined to a subspace do not. Higher cliffs are no fault:
+    fall smoothly (λ_r/λ_{r+1} below 3); an embedding has a step of up to 25 behind the directions it has learned. Higher cliffs are no fault:
     the last layer of MobileNet and its like widens a narrow one, a fifth of the room, by construction."""
     s = Sample.of(z)
     room = min(s.n - 1, int(s.alive.sum()))
@@ -224,7 +224,7 @@ def rank_cliff(z: ArrayLike | Sample) -> int:
         return 0
     beyond = 1 - np.cumsum(values[:-1]) / s.eigenvalues.sum()
     gap = values[:-1] / np.maximum(values[1:], 1e-30)
-    cliffs = np.flatnonzero((gap >= 30) & (beyond <= 0.05) & (values[:-1] > 1e-10 * values[0]))
+    cliffs = np.flatnonzero((gap >= 60) & (beyond <= 0.05) & (values[:-1] > 1e-10 * values[0]))
     return int(cliffs[0]) + 1 if cliffs.size else 0
 
 

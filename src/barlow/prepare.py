@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from torch import nn
 from torch.optim import Optimizer
 
 from barlow import ranks
@@ -125,11 +126,7 @@ def ready(config: Config, fabric: Fabric, images: Images, views: Sequence[ViewLi
     assert isinstance(config.encoder_args, dict) and config.channels
     arguments = model_arguments(config.encoder, config.encoder_args, config.channels, config.image_size)
     torch.manual_seed(config.seed)
-    encoders = [
-        build_encoder(config.encoder, config.encoder_args, channels=config.channels, size=config.image_size,
-                      pretrained=bool(config.pretrained))
-        for _ in range(1 if config.twins == "shared" else 2)
-    ]  # fmt: skip
+    encoders = build_encoders(config)
     network = build_twins(encoders, config.projector, channels=config.channels, size=config.image_size)
     network = network.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     ranks.synchronise_batch_norm(network)  # in place: the network itself is no normalisation
@@ -140,6 +137,21 @@ def ready(config: Config, fabric: Fabric, images: Images, views: Sequence[ViewLi
                                 weight_decay=config.weight_decay or 0.0)  # fmt: skip
     wrapped, optimizer = fabric.setup(network, optimizer)
     return Ready(config, fabric, images, source, held_out, network, wrapped, optimizer, arguments)
+
+
+def build_encoders(config: Config) -> list[nn.Module]:
+    """One encoder for shared twins, two for unshared ones, with fresh weights from torch's generator."""
+    assert config.encoder and isinstance(config.encoder_args, dict) and config.channels and config.image_size
+    return [
+        build_encoder(
+            config.encoder,
+            config.encoder_args,
+            channels=config.channels,
+            size=config.image_size,
+            pretrained=bool(config.pretrained),
+        )
+        for _ in range(1 if config.twins == "shared" else 2)
+    ]
 
 
 def seed_step(seed: int, step: int) -> None:

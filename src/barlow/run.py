@@ -23,7 +23,7 @@ from barlow.errors import Stopped, UserError
 from barlow.images import Images, open_images, write_index
 from barlow.objective import floor
 from barlow.plan import RULES, Choice, Findings, resolve
-from barlow.prepare import Ready, launch, look, ready
+from barlow.prepare import Ready, build_encoders, launch, look, ready, views_of
 from barlow.progress import duration
 from barlow.quarantine import Quarantine
 from barlow.report import write_report
@@ -143,6 +143,8 @@ def survey(config: Config, images: Any) -> tuple[Images, Config, list[Choice]]:
     source: Any = images if images is not None else config.images
     opened = open_images(source, channels=config.channels)
     resolved, choices = resolve(config, look(opened))
+    views_of(resolved)  # what cannot be built is refused before anything is printed or written
+    build_encoders(resolved)
     return opened, resolved, choices
 
 
