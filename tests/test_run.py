@@ -116,11 +116,14 @@ def test_64_images_are_overfitted(tmp_path: Path) -> None:
 
 
 def test_golden_loss_curve(tiny: Make) -> None:
-    """Twenty steps of the loss, as they came out when this file was written; a changed draw, view, weight, loss, group
-    or schedule moves them by more than the 1 % that other processors and libraries may."""
-    run = pretrain(tiny(steps=20), quiet=True)
+    """Twenty steps of the loss, as they came out when this file was written.
+
+    A changed draw, view, initial weight, loss, group or schedule moves them by more than 0.1 % (λ by a twentieth: 0.3 %,
+    the learning rate by a twentieth: 1 %); another number of threads moves them by 0.0002 %.
+    """
+    run = pretrain(tiny(steps=20, lr=2e-4), quiet=True)
     golden = json.loads((Path(__file__).parent / "golden" / "loss.json").read_text())
-    assert [line["loss"] for line in lines(run, "train")] == pytest.approx(golden["loss"], rel=0.01)
+    assert [line["loss"] for line in lines(run, "train")] == pytest.approx(golden["loss"], rel=1e-3)
 
 
 def test_unshared_twins_leave_two_encoders(tiny: Make) -> None:
