@@ -67,7 +67,7 @@ def table(results: list[dict[str, Any]]) -> str:
     for i, row in enumerate(results[0]["rows"]):
         cells = []
         for column in ("trained", "untrained", "raw pixels"):
-            values = [result["rows"][i][column]["value"] for result in results]
+            values = [result["rows"][i][column] for result in results]
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             cells.append(f"{statistics.mean(values):.4f} ± {spread:.4f}")
         lines.append(f"{row['protocol']:<14} " + " ".join(f"{cell:>16}" for cell in cells))

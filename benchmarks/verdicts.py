@@ -140,7 +140,7 @@ def dimensional(draw: np.random.Generator) -> Iterator[Case]:
                 yield Case("dimensional collapse", f"rank {rank} of {room}, two views", a, b)
         for alpha in (4.0, 5.0, 6.0):
             yield Case("dimensional collapse", f"power law {alpha}", spread(draw, n, d, power(d, alpha)))
-        for length in (2.0, 1.0):
+        for length in (1.5, 1.0):
             steep = np.exp(-np.arange(d) / length)
             z = spread(draw, n, d, steep / steep.sum())
             yield Case("dimensional collapse", f"exponential, {length:g} directions", z)

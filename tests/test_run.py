@@ -118,8 +118,8 @@ def test_64_images_are_overfitted(tmp_path: Path) -> None:
 def test_golden_loss_curve(tiny: Make) -> None:
     """Twenty steps of the loss, as they came out when this file was written.
 
-    A changed draw, view, initial weight, loss, group or schedule moves them by more than 0.1 % (λ by a twentieth: 0.3 %,
-    the learning rate by a twentieth: 1 %); another number of threads moves them by 0.0002 %.
+    A changed draw, view, weight, loss, group or schedule moves them by more than 0.1 % (λ by a twentieth: 0.3 %, the
+    learning rate by a twentieth: 1 %); another number of threads moves them by 0.0002 %.
     """
     run = pretrain(tiny(steps=20, lr=2e-4), quiet=True)
     golden = json.loads((Path(__file__).parent / "golden" / "loss.json").read_text())

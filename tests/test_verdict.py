@@ -89,6 +89,42 @@ def test_tiny_samples_are_not_called_collapsed() -> None:
         assert diagnose(np.random.default_rng(n).standard_normal((n, d))).verdict == "healthy", (n, d)
 
 
+FINE = {
+    "n": 512.0, "d": 512.0, "deviation": 1.0, "relative_spread": 0.5, "effective_rank": 60.0, "participation": 12.0,
+    "rank_cliff": 0.0, "dead_dimensions": 0.0, "duplicate_dimensions": 0.1, "duplicate_neighbour_rate": 0.0,
+    "modes": 1.0, "modes_within": 1.0, "mean_diagonal": 0.7, "twins_found": 0.2, "view_gap": 0.3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "word"), [
+    ({}, "healthy"),
+    ({"relative_spread": 0.0011}, "healthy"), ({"relative_spread": 0.0009}, "complete collapse"),
+    ({"view_gap": 0.0011}, "healthy"), ({"view_gap": 0.0009}, "identical views"),
+    ({"view_gap": 1e-4, "effective_rank": 3.0, "mean_diagonal": 0.99}, "shortcut"),
+    ({"view_gap": 1e-7, "effective_rank": 3.0, "mean_diagonal": 1.0}, "identical views"),
+    ({"modes": 9.0, "modes_within": 0.06}, "healthy"), ({"modes": 9.0, "modes_within": 0.04}, "cluster collapse"),
+    ({"duplicate_neighbour_rate": 0.29}, "healthy"), ({"duplicate_neighbour_rate": 0.31}, "cluster collapse"),
+    ({"duplicate_neighbour_rate": 0.31, "participation": 2.4}, "healthy"),  # on a line neighbours are close
+    ({"duplicate_dimensions": 0.6, "forced_duplicates": 0.14}, "redundant features"),
+    ({"duplicate_dimensions": 0.6, "forced_duplicates": 0.16}, "healthy"),
+    ({"duplicate_dimensions": 0.6, "forced_duplicates": 0.1, "participation": 3.9}, "healthy"),
+    ({"rank_cliff": 40.0}, "dimensional collapse"), ({"rank_cliff": 40.0, "mean_diagonal": 0.81}, "shortcut"),
+    ({"participation": 1.31}, "healthy"), ({"participation": 1.29}, "dimensional collapse"),
+    ({"d": 2.0, "participation": 1.06, "effective_rank": 1.3}, "healthy"),
+    ({"d": 2.0, "participation": 1.04, "effective_rank": 1.3}, "dimensional collapse"),
+    ({"effective_rank": 9.1}, "healthy"), ({"effective_rank": 8.9}, "dimensional collapse"),
+    ({"effective_rank": 11.9, "mean_diagonal": 0.81}, "shortcut"),
+    ({"effective_rank": 12.1, "mean_diagonal": 0.81}, "healthy"),
+    ({"d": 16.0, "effective_rank": 4.1}, "healthy"), ({"d": 16.0, "effective_rank": 3.9}, "dimensional collapse"),
+    ({"dead_dimensions": 0.49}, "healthy"), ({"dead_dimensions": 0.51}, "dimensional collapse"),
+    ({"mean_diagonal": 0.34, "twins_found": 0.029}, "not learning yet"),
+    ({"mean_diagonal": 0.36, "twins_found": 0.029}, "healthy"), ({"mean_diagonal": 0.34, "twins_found": 0.031}, "healthy"),
+    ({"n": 32.0, "mean_diagonal": 0.34, "twins_found": 0.15}, "not learning yet"),  # chance is 0.03
+])  # fmt: skip
+def test_every_threshold_where_it_is_written(changes: dict[str, float], word: str) -> None:
+    assert judge(FINE | changes).verdict == word
+
+
 def test_every_word_has_causes_and_a_remedy() -> None:
     assert set(CAUSES) == set(REMEDIES) == set(WORDS)
     assert all(CAUSES[word] for word in WORDS if word != "healthy")

@@ -158,6 +158,9 @@ def report(run: Path, /) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and exits: 0, or the code of what went wrong, said in one sentence without a traceback."""
+    # Threads of torch that wait for each other by spinning are thirty times slower as soon as another program wants the
+    # same cores (docs/log.md); this is read once, when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(arguments, exit_on_error=True)
     except (UserError, DataError, NumbersError, Stopped) as error:

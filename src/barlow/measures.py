@@ -214,8 +214,8 @@ def spectrum_alpha(z: ArrayLike | Sample) -> float:
 def rank_cliff(z: ArrayLike | Sample) -> int:
     """The rank r at which the spectrum falls off a cliff: λ_r ≥ 60 λ_{r+1} with at most 5 % of the variance beyond, and
     r at most an eighth of the room min(n − 1, living d); 0 where there is no cliff. The spectra of working encoders
-    fall smoothly (λ_r/λ_{r+1} below 3); an embedding has a step of up to 25 behind the directions it has learned. Higher cliffs are no fault:
-    the last layer of MobileNet and its like widens a narrow one, a fifth of the room, by construction."""
+    fall smoothly (λ_r/λ_{r+1} below 3); an embedding has a step of up to 25 behind the directions it has learned.
+    Higher cliffs are no fault: the last layer of MobileNet widens a narrow one, a fifth of the room, by design."""
     s = Sample.of(z)
     room = min(s.n - 1, int(s.alive.sum()))
     reach = room // 8

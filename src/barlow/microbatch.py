@@ -60,7 +60,7 @@ def backward(
             embeddings[v].append(networks[v](part))
         for buffer, before in buffers.items():
             buffer.copy_(before)
-    torch.clear_autocast_cache()  # it holds casts of the weights that were made without a graph
+    torch.clear_autocast_cache()  # it may hold casts of the weights that were made without a graph
 
     z = [torch.cat(parts).requires_grad_() for parts in embeddings]
     loss(*z).backward()

@@ -13,7 +13,7 @@ collapsed ones showed; ``benchmarks/verdicts.py`` holds the cases and prints whi
    inside them; or three in ten images sit on their nearest neighbour while the rank is not one or two (on a line,
    neighbours are close without clusters). Ordinary classes keep 20 % and more of the variance inside.
 4. redundant features — half of the dimensions have a copy (|ρ| > 0.95), at least four times as many as dimensions of
-   random direction would have with this spectrum, and the participation is 4 or more: below, it is the rank that is low.
+   random direction would have with this spectrum, and the participation is 4 or more: below that, the rank is low.
 5. dimensional collapse — the spectrum falls off a cliff (``rank_cliff``); or one direction holds almost everything
    (participation < 1.3, less for m < 7); or the effective rank is below 9 (for m < 36: below m/4); or half of the
    dimensions are dead. With two views and a mean diagonal ≥ 0.8 it is a shortcut: the views agree on very little, and
