@@ -164,7 +164,7 @@ def test_the_report_shows_the_rows(pair: tuple[Path, Path]) -> None:
     assert shown is not None
     assert shown["columns"] == result["columns"]
     assert [row["protocol"] for row in shown["rows"]] == [row["protocol"] for row in result["rows"]]
-    assert all(row["interval"] for row in shown["rows"])
+    assert all(cell["interval"] for row in shown["rows"] for cell in row["cells"])
 
 
 def test_the_table(pair: tuple[Path, Path]) -> None:

@@ -143,6 +143,18 @@ def test_large_and_small_inputs(way, name: str, scale: float) -> None:
 
 
 @pytest.mark.parametrize("name", WAYS)
+def test_features_far_from_zero(way, name: str) -> None:
+    """float32, means a thousand times the spread. Kills: Â made again with the mean rounded to float32."""
+    way(name)
+    for n, d in ((12, 40), (40, 12)):
+        z = [(view + 5e3).float() for view in some_views(n, d)]
+        value, gradients = reference.value_and_gradients(z, LAMBDA)
+        found, found_gradients = ours(z)
+        assert found == pytest.approx(value, rel=1e-5)
+        assert difference(found_gradients, gradients) < 1e-5
+
+
+@pytest.mark.parametrize("name", WAYS)
 def test_uninitialised_memory_is_never_read(way, name: str) -> None:
     """All new memory is filled with NaN first."""
     way(name)

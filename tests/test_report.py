@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_story import HOSTILE, JUDGED
 
 from barlow import report, story
 from barlow.errors import UserError
@@ -17,7 +18,6 @@ from barlow.health import diagnose
 from barlow.report import write_report
 from barlow.verdict import WORDS
 
-HOSTILE = "<script>alert('x')</script>\"' onerror=alert(1) {{ 7 * 7 }} \udcff.jpg"
 SAMPLE = Path(report.__file__).parent / "sample" / "test.npz"
 
 Maker = Callable[..., Path]
@@ -247,44 +247,10 @@ def test_the_old_report_survives_a_failure(run: Maker, monkeypatch: pytest.Monke
     assert [path.name for path in folder.iterdir() if "tmp" in path.name] == []
 
 
-def test_evaluation_table_marks_the_best_and_keeps_intervals() -> None:
-    rows = [
-        {
-            "protocol": "k-NN",
-            "trained": 0.876,
-            "untrained": 0.5,
-            "raw pixels": 0.8,
-            "unit": "accuracy",
-            "interval": [0.86, 0.89],
-        },
-        {"protocol": "ridge", "trained": 1.5, "untrained": None, "unit": "mean error"},
-        "noise",
-    ]
-    table = story.evaluation_table(rows)
-    assert table is not None
-    assert table["columns"] == ["trained", "untrained", "raw pixels"]
-    assert [cell["text"] for cell in table["rows"][0]["cells"]] == ["87.6%", "50.0%", "80.0%"]
-    assert [cell["best"] for cell in table["rows"][0]["cells"]] == [True, False, False]
-    assert table["rows"][0]["interval"] == "86.0% to 89.0%"
-    assert [cell["text"] for cell in table["rows"][1]["cells"]] == ["1.5", "–", "–"]
-    assert story.evaluation_table(None) is story.evaluation_table([]) is story.evaluation_table({"rows": 3}) is None
-
-
 def test_the_evaluation_is_shown(run: Maker) -> None:
     folder = run()
-    (folder / "evaluation.json").write_text(
-        json.dumps([{"protocol": f"k-NN {HOSTILE[:30]}", "trained": 0.5, "unit": "accuracy"}])
-    )
+    (folder / "evaluation.json").write_text(json.dumps(JUDGED))
     text, page = page_of(folder)
-    assert "With labels" in page.words
-    assert "50.0%" in page.words
+    for words in ("With labels", "87.6%", "8,000 labels", "What k-NN answers", "better", f"dog {HOSTILE[:25]}"):
+        assert words in page.words, words
     assert "<script" not in text
-
-
-@pytest.mark.parametrize(("text", "reason"), [
-    ("256: small batches are enough", "small batches are enough"),
-    ("{'layers': [1, 1]}: narrow: and good", "narrow: and good"),
-    ("'a: b': because", "because"), ("(1, 2)", ""), ("x", ""),
-])  # fmt: skip
-def test_reasons_follow_the_value(text: str, reason: str) -> None:
-    assert story.after_value(text) == reason

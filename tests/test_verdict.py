@@ -118,7 +118,8 @@ FINE = {
     ({"d": 16.0, "effective_rank": 4.1}, "healthy"), ({"d": 16.0, "effective_rank": 3.9}, "dimensional collapse"),
     ({"dead_dimensions": 0.49}, "healthy"), ({"dead_dimensions": 0.51}, "dimensional collapse"),
     ({"mean_diagonal": 0.34, "twins_found": 0.029}, "not learning yet"),
-    ({"mean_diagonal": 0.36, "twins_found": 0.029}, "healthy"), ({"mean_diagonal": 0.34, "twins_found": 0.031}, "healthy"),
+    ({"mean_diagonal": 0.36, "twins_found": 0.029}, "healthy"),
+    ({"mean_diagonal": 0.34, "twins_found": 0.031}, "healthy"),
     ({"n": 32.0, "mean_diagonal": 0.34, "twins_found": 0.15}, "not learning yet"),  # chance is 0.03
 ])  # fmt: skip
 def test_every_threshold_where_it_is_written(changes: dict[str, float], word: str) -> None:

@@ -20,7 +20,7 @@ Large embeddings are worked off in blocks that stay in cache: Â is not stored, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -40,7 +40,7 @@ Vectors = Sequence[Tensor]
 class Forward(NamedTuple):
     """What a forward pass leaves for the terms and the gradient; d = D, or in the Gram form this process's share."""
 
-    mean: Vectors  # of every view, (d,)
+    mean: Vectors  # of every view, (d,), float64; nothing where Â was kept
     scale: Vectors  # of every view, (d,): w
     diagonal: Vectors  # of every pair, (d,): c
     own: Vectors  # of every view. Gram: κ, scalar; correlation: Σ_b Σ_{j≠i} (C_vb)ᵢⱼ², (D,)
@@ -80,8 +80,11 @@ def gram(z: Sequence[Tensor], dtype: torch.dtype) -> tuple[Forward, Tensor]:
         for panel in panels[1:]:
             kernel[: panel.start, panel] = kernel[panel, : panel.start].T
         ranks.sum_(kernel)
-    squares = _total([a * b for a, b in combinations(kernels, 2)]) / (rows * rows)
-    others = kernels[::-1] if views == 2 else [torch.stack(kernels).sum(0) - kernel for kernel in kernels]
+    squares = _total(a * b for a, b in combinations(kernels, 2)) / (rows * rows)
+    others = kernels[::-1]
+    if views > 2:
+        whole = sum(kernels[1:], kernels[0])
+        others = [whole - kernel for kernel in kernels]
     # Σ_b K_b Â_v is mostly a multiple of Â_v (K_b is mostly D·I), which the step through the standardisation projects
     # out. Taking that multiple away beforehand spares the cancellation: sqrt(D/N) in accuracy, free of charge.
     own = [other.diagonal().mean() for other in others]
@@ -120,16 +123,8 @@ def correlation(z: Sequence[Tensor], total: int, dtype: torch.dtype) -> tuple[Fo
 
     Returns also Σᵢⱼ Cᵢⱼ² over all pairs, without the diagonals, so that it is a sum and not a difference.
     """
-    views = len(z)
-    vectors: list[list[Tensor]] = []
-    for cut in _cuts(z, 1):
-        _, mean, scale = _normalise(_take(z, cut), dtype)
-        vectors.append([*mean, *scale])
-    joined = _joined(vectors)
-    mean, scale = joined[:views], joined[views:]
-    if ranks.world_size() > 1:
-        mean, scale = _over_all(mean, scale, len(z[0]), total)
-    pairs = list(combinations(range(views), 2))
+    mean, scale = moments(z, total, dtype)
+    pairs = list(combinations(range(len(z)), 2))
     products = correlations(z, total, mean, scale, pairs)
     diagonal = [product.diagonal().clone() for product in products]
     sums: list[list[Tensor]] = [[] for _ in z]
@@ -140,6 +135,22 @@ def correlation(z: Sequence[Tensor], total: int, dtype: torch.dtype) -> tuple[Fo
         sums[b].append(squared.sum(0))
     own = [sum(rest, first) for first, *rest in sums]
     return Forward(mean, scale, diagonal, own, products, ()), _total(own) / 2
+
+
+def moments(z: Sequence[Tensor], total: int, dtype: torch.dtype) -> tuple[Vectors, Vectors]:
+    """Mean (float64) and w of every column over all processes, (D,) for every view; all processes must call."""
+    vectors: list[list[Tensor]] = []
+    for cut in _cuts(z, 1):
+        _, mean, scale = _normalise(_take(z, cut), dtype)
+        vectors.append([*mean, *scale])
+    joined = _joined(vectors)
+    mean, scale = joined[: len(z)], joined[len(z) :]
+    if ranks.world_size() == 1:
+        return mean, scale
+    share, local, w = len(z[0]) / total, torch.stack(tuple(mean)), torch.stack(tuple(scale))
+    whole = ranks.sum_(local * share)
+    spread = w.to(whole.dtype).pow_(-2) + (local - whole).square_()  # 1/w² = variance + eps joins as a variance does
+    return whole.unbind(), ranks.sum_(spread.mul_(share)).rsqrt_().to(dtype).unbind()
 
 
 def correlations(
@@ -203,7 +214,7 @@ def row_panels(rows: int, device: torch.device) -> list[slice]:
 
 
 def _normalise(parts: Sequence[Tensor], dtype: torch.dtype) -> tuple[Vectors, Vectors, Vectors]:
-    """Â, mean and w of parts (n, d) that hold all rows, by PyTorch's BatchNorm.
+    """Â, mean (float64) and w of parts (n, d), over their own rows, by PyTorch's BatchNorm.
 
     Counted from the first row, so that a constant column has exactly that mean and variance 0, however large it is.
     """
@@ -214,22 +225,19 @@ def _normalise(parts: Sequence[Tensor], dtype: torch.dtype) -> tuple[Vectors, Ve
         first = part[0].to(dtype)
         hat, mean, scale = torch.native_batch_norm(part - first, None, None, None, None, True, 0.0, EPS)
         hats.append(hat)
-        means.append(mean.add_(first))
+        means.append(mean.to(wide(mean)).add_(first))
         scales.append(scale)
     return hats, means, scales
 
 
-def _over_all(mean: Vectors, scale: Vectors, rows: int, total: int) -> tuple[Vectors, Vectors]:
-    """Mean and w over ``total`` rows from those of each process; 1/w² = variance + eps joins as a variance does."""
-    share = rows / total
-    local, w = torch.stack(tuple(mean)), torch.stack(tuple(scale))
-    whole = ranks.sum_(local.to(wide(local)) * share).to(local.dtype)
-    w = ranks.sum_((w.pow(-2) + (local - whole).square_()).mul_(share)).rsqrt_()
-    return whole.unbind(), w.unbind()
-
-
 def _standardise(parts: Sequence[Tensor], mean: Vectors, scale: Vectors) -> list[Tensor]:
-    return [(part - m).mul_(w) for part, m, w in zip(parts, mean, scale, strict=True)]
+    """Â again. Counted from a row here too: a mean rounded to float32 would not centre features far from zero."""
+    hats = []
+    for part, m, w in zip(parts, mean, scale, strict=True):
+        first = part[:1].sum(0, dtype=w.dtype)  # or zero, for a process without rows
+        shifted = part - first
+        hats.append(torch.addcmul((first - m).to(w.dtype).mul_(w), shifted, w, out=shifted))
+    return hats
 
 
 def _partners(views: int) -> list[list[tuple[int, int]]]:
@@ -257,8 +265,8 @@ def _joined(vectors: Sequence[Sequence[Tensor]]) -> Vectors:
     return vectors[0] if len(vectors) == 1 else [torch.cat(parts) for parts in zip(*vectors, strict=True)]
 
 
-def _total(parts: Sequence[Tensor]) -> Tensor:
-    """The sum of everything in float64."""
+def _total(parts: Iterable[Tensor]) -> Tensor:
+    """The sum of everything, in float64."""
     first, *rest = (torch.sum(part, dtype=wide(part)) for part in parts)
     return sum(rest, first)
 

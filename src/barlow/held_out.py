@@ -13,7 +13,7 @@ from torch import Tensor
 
 from barlow.batches import SPLIT_EPOCH, Batch, Stream
 from barlow.draws import IntArray
-from barlow.health import Diagnosis, diagnose, twins_found
+from barlow.health import Diagnosis, diagnose
 from barlow.network import Twins
 from barlow.views import View, crop, draw, finish
 
@@ -89,9 +89,7 @@ def health_lines(step: int, out: dict[str, Tensor], *, warm_up: bool) -> list[di
     """The lines of metrics.jsonl of kind "health", one for the encoder's output and one for the projector's."""
     lines = []
     for of, a, b in (("features", "features_a", "features_b"), ("embedding", "embedding_a", "embedding_b")):
-        z_a, z_b = out[a].numpy(), out[b].numpy()
-        found: Diagnosis = diagnose(z_a, z_b, warm_up=warm_up)
-        measures = {**found.measures, "twins_found": twins_found(z_a, z_b)}
+        found: Diagnosis = diagnose(out[a].numpy(), out[b].numpy(), warm_up=warm_up)
         lines.append({"kind": "health", "step": step, "of": of, "verdict": found.verdict, "sentence": found.sentence,
-                      **measures})  # fmt: skip
+                      **found.measures})  # fmt: skip
     return lines

@@ -155,8 +155,8 @@ class _Loss(torch.autograd.Function):
         ctx.lambda_, ctx.counts, ctx.form, ctx.dim, ctx.across = lambda_, counts, form, dim, across
         ctx.lengths = [len(z), *map(len, saved)]
         ctx.save_for_backward(*held, *chain.from_iterable(saved))
-        kept = saved._replace(hat=(), products=saved.products if form == "correlation" else ())
-        matrix = partial(_cross_correlation, [view.detach() for view in z], total, kept, across)
+        kept = saved._replace(mean=(), hat=(), products=saved.products if form == "correlation" else ())
+        matrix = partial(_cross_correlation, [view.detach() for view in z], total, kept)
         mean = diagonal if len(z) == 2 else diagonal.mean(0)
         return loss, (invariance, redundancy, floor(total, dim, lambda_), mean, dead, form, matrix)
 
@@ -179,7 +179,7 @@ class _Loss(torch.autograd.Function):
         return None, None, *(part.to(view.dtype) for part, view in zip(g, held, strict=True))
 
 
-def _cross_correlation(z: Sequence[Tensor], total: int, saved: forms.Forward, across: bool, a: int, b: int) -> Tensor:
+def _cross_correlation(z: Sequence[Tensor], total: int, saved: forms.Forward, a: int, b: int) -> Tensor:
     if not (0 <= a < len(z) and 0 <= b < len(z)):
         raise UserError(f"there are {len(z)} views, numbered from 0; given {a} and {b}")
     if saved.products and a != b:
@@ -187,10 +187,8 @@ def _cross_correlation(z: Sequence[Tensor], total: int, saved: forms.Forward, ac
         matrix = saved.products[k].clone()
         matrix.diagonal().copy_(saved.diagonal[k])
         return matrix if a < b else matrix.T
-    mean, scale = saved.mean, saved.scale
-    if across:  # this process has the moments of its share of the columns only
-        mean, scale = [ranks.gather_rows(m) for m in mean], [ranks.gather_rows(w) for w in scale]
     with torch.no_grad(), _no_autocast(z[0]):
+        mean, scale = forms.moments(z, total, saved.scale[0].dtype)
         return forms.correlations(z, total, mean, scale, [(a, b)])[0]
 
 

@@ -82,17 +82,18 @@ def render(folder: Folder) -> str:
 def context(folder: Folder) -> dict[str, Any]:
     """Everything the template shows."""
     health = folder.lines["health"] or _health_of(folder.snapshots)
+    table = evaluation_table(folder.evaluation)
     started = str(folder.environment.get("started", ""))
     shown = {
         "name": folder.path.resolve().name,
         "started": _day(started),
         "version": folder.environment.get("barlow", __version__),
-        "verdict": overall(health),
+        "verdict": overall(health, table),
         "cards": cards(folder.config, folder.lines, health),
         "loss": loss_charts(folder.config, folder.lines["train"]),
         "health": health_charts(health),
         "matrices": [], "spectra": [], "neighbours": [], "strips": [], "map": None, "views": [],
-        "evaluation": evaluation_table(folder.evaluation),
+        "evaluation": table,
         "settings": choices(folder.config, folder.lines["event"]),
         "machine": [(key, str(value)) for key, value in folder.environment.items() if value not in (None, "", [])],
         "notes": notes(folder.lines["event"]),

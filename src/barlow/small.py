@@ -23,16 +23,15 @@ def correlation(z: Sequence[Tensor], dtype: torch.dtype) -> tuple[Forward, Tenso
     """As ``forms.correlation`` on one process."""
     z_a, z_b = z
     row_a, row_b = z_a[0].to(dtype), z_b[0].to(dtype)
-    a, mean_a, w_a = torch.native_batch_norm(z_a - row_a, None, None, None, None, True, 0.0, EPS)
-    b, mean_b, w_b = torch.native_batch_norm(z_b - row_b, None, None, None, None, True, 0.0, EPS)
+    a, _, w_a = torch.native_batch_norm(z_a - row_a, None, None, None, None, True, 0.0, EPS)
+    b, _, w_b = torch.native_batch_norm(z_b - row_b, None, None, None, None, True, 0.0, EPS)
     c = torch.mm(a.T, b).div_(len(a))
     on_diagonal = c.diagonal()
     diagonal = on_diagonal.clone()
     on_diagonal.zero_()
     squared = c.square()
     rows = squared.sum(1)
-    means = (mean_a.add_(row_a), mean_b.add_(row_b))
-    return Forward(means, (w_a, w_b), (diagonal,), (rows, squared.sum(0)), (c,), (a, b)), rows.sum(dtype=wide(c))
+    return Forward((), (w_a, w_b), (diagonal,), (rows, squared.sum(0)), (c,), (a, b)), rows.sum(dtype=wide(c))
 
 
 def gradient(saved: Forward, lambda_: float, gain: Tensor) -> list[Tensor]:

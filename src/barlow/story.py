@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
-from barlow.pictures import Line, chart, short
+from barlow.pictures import Line, chart, diverging, short
 from barlow.progress import duration
 from barlow.verdict import CAUSES, REMEDIES
 
@@ -23,6 +24,14 @@ EVIDENCE = {  # the section whose picture shows it, and its heading
     "shortcut": ("spectrum", "How many directions are used"),
     "not learning yet": ("health", "Health over time"),
 }
+BEHIND_CAUSES = (
+    "training was short: the rank still climbs",
+    "the views change what these labels are about",
+    "the images are so simple that pixels already tell",
+)
+BEHIND_REMEDY = "Train longer; then look at the views and turn off what changes the meaning of an image."
+NO_COLUMN = ("protocol", "unit", "interval", "intervals", "draws")  # of a row of evaluation.json
+
 WATCHED = (  # measure, title, what it is, drawn as per cent
     ("twins_found", "Twins found", "images that find their second view", True),
     ("effective_rank", "Effective rank", "directions in use", False),
@@ -50,9 +59,10 @@ def last(lines: Lines, key: str, **where: str) -> float | None:
     return next((value for line in chosen if (value := number(line.get(key))) is not None), None)
 
 
-def overall(health: Lines) -> dict[str, Any]:
+def overall(health: Lines, table: dict[str, Any] | None = None) -> dict[str, Any]:
     """The headline: the newest verdict on the embedding and on the encoder's output, the worse of the two on top.
 
+    A healthy encoder that labels show to be no better than untrained is not called healthy without saying so.
     ``evidence`` is the section of the page that shows it (its name and heading), None for a healthy run.
     """
     parts = []
@@ -68,10 +78,15 @@ def overall(health: Lines) -> dict[str, Any]:
         return {"word": "no verdict yet", "tone": "wait", "sentence": sentence, "parts": [], "causes": (), "remedy": "",
                 "evidence": None}  # fmt: skip
     worst = min(parts, key=lambda part: ("bad", "wait", "good").index(part["tone"]))
-    word = worst["word"]
-    remedy = REMEDIES.get(word, "") if worst["tone"] != "good" else ""
-    return {"word": word, "tone": worst["tone"], "sentence": worst["sentence"], "parts": parts,
-            "causes": CAUSES.get(word, ()), "remedy": remedy, "evidence": EVIDENCE.get(word)}  # fmt: skip
+    word, remedy = worst["word"], REMEDIES.get(worst["word"], "") if worst["tone"] != "good" else ""
+    shown = {"word": word, "tone": worst["tone"], "sentence": worst["sentence"], "causes": CAUSES.get(word, ()),
+             "remedy": remedy, "evidence": EVIDENCE.get(word)}  # fmt: skip
+    if labels := judged(table):
+        parts.append(labels)
+        if worst["tone"] == "good" and labels["tone"] != "good":
+            shown |= {"word": f"{word}, but not better yet", "tone": "wait", "evidence": ("labels", "With labels"),
+                      "causes": BEHIND_CAUSES, "remedy": BEHIND_REMEDY}  # fmt: skip
+    return shown | {"parts": parts}
 
 
 def cards(config: dict[str, Any], lines: dict[str, Lines], health: Lines) -> list[tuple[str, str, str]]:
@@ -147,43 +162,80 @@ def health_charts(health: Lines) -> list[Markup]:
     return [made for made in charts if made]
 
 
-def evaluation_table(rows: Any) -> dict[str, Any] | None:
-    """evaluation.json as a table: columns in the order they come, the best of each row marked. None without rows."""
-    rows = rows.get("rows") if isinstance(rows, dict) else rows
-    rows = [row for row in rows if isinstance(row, dict) and "protocol" in row] if isinstance(rows, list) else []
-    if not rows:
+def evaluation_table(stored: Any) -> dict[str, Any] | None:
+    """evaluation.json (its rows, or a bare list of rows) as a table, the best of each row marked; None without rows."""
+    stored = {"rows": stored} if isinstance(stored, list) else stored
+    found = stored.get("rows") if isinstance(stored, dict) else None
+    rows = [row for row in found if isinstance(row, dict) and "protocol" in row] if isinstance(found, list) else []
+    named = stored.get("columns") if rows else None
+    seen = named if isinstance(named, list) else [key for row in rows for key in row if key not in NO_COLUMN]
+    columns = [c for c in dict.fromkeys(map(str, seen)) if any(number(row.get(c)) is not None for row in rows)]
+    if not columns:
         return None
-    known = ("protocol", "unit", "interval")
-    columns = list(
-        dict.fromkeys(
-            key for row in rows for key in row if key not in known and any(number(r.get(key)) is not None for r in rows)
-        )
-    )
+    counts = stored.get("training_labels")
     table = []
     for row in rows:
-        values = [number(row.get(column)) for column in columns]
-        best = max((v for v in values if v is not None), default=None)
-        share = row.get("unit", "accuracy") == "accuracy"
-        cells = [
-            {"text": _score(v, share), "best": v is not None and v == best, "width": 100 * v if share and v else 0}
-            for v in values
-        ]
-        table.append(
-            {"protocol": str(row["protocol"]), "cells": cells, "interval": _interval(row.get("interval"), share)}
-        )
-    return {"columns": columns, "rows": table, "intervals": any(row["interval"] for row in table)}
+        count = number(counts.get(row["protocol"])) if isinstance(counts, dict) else None
+        note = f"{count:,.0f} labels" if count else ""
+        table.append({"protocol": str(row["protocol"]), "note": note, "cells": _cells(row, columns)})
+    return {"columns": columns, "rows": table, "confusion": _confusion(stored)}
+
+
+def _cells(row: dict[str, Any], columns: list[str]) -> list[dict[str, Any]]:
+    share = row.get("unit", "accuracy") != "R²"
+    stored = row.get("intervals")
+    ends: dict[str, Any] = stored if isinstance(stored, dict) else {columns[0]: row.get("interval")}
+    values = [number(row.get(column)) for column in columns]
+    best = max((v for v in values if v is not None), default=None)
+    return [
+        {"text": _score(v, share), "best": v is not None and v == best, "interval": _interval(ends.get(c), share),
+         "width": 100 * min(max(v, 0.0), 1.0) if v else 0.0}
+        for c, v in zip(columns, values, strict=True)
+    ]  # fmt: skip
 
 
 def _score(value: float | None, share: bool) -> str:
     if value is None:
         return "–"
-    return f"{100 * value:.1f}%" if share else f"{value:.4g}"
+    return f"{100 * value:.1f}%" if share else f"{value:.3f}"
 
 
 def _interval(ends: Any, share: bool) -> str:
     if isinstance(ends, list | tuple) and len(ends) == 2 and all(number(end) is not None for end in ends):
-        return f"{_score(float(ends[0]), share)} to {_score(float(ends[1]), share)}"
+        return f"{_score(float(ends[0]), share)} – {_score(float(ends[1]), share)}"
     return ""
+
+
+def _confusion(stored: dict[str, Any]) -> dict[str, Any] | None:
+    """The first confusion matrix of the trained encoder: its picture (rows sum to 1), protocol and class names."""
+    try:
+        protocols = stored["details"]["trained"].items()
+        protocol, counts = next(
+            (name, np.array(d["confusion"], np.float64)) for name, d in protocols if "confusion" in d
+        )
+        names = [str(name) for name in stored["classes"]]
+    except (AttributeError, KeyError, StopIteration, TypeError, ValueError):
+        return None
+    if counts.ndim != 2 or not len(counts) == counts.shape[1] == len(names) > 0:
+        return None
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    return {"picture": diverging(-shares), "protocol": protocol, "names": names if len(names) <= 24 else []}
+
+
+def judged(table: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The first row of the table as a line under the verdict: whether training has paid, where labels tell."""
+    if table is None or "trained" not in table["columns"] or len(table["columns"]) < 2:
+        return None
+    row = table["rows"][0]
+    cells = dict(zip(table["columns"], row["cells"], strict=True))
+    sentence = f"{row['protocol']}: " + ", ".join(f"{cell['text']} {column}" for column, cell in cells.items()) + "."
+    best = cells["trained"]["best"]
+    return {
+        "of": "With labels",
+        "word": "better" if best else "not better yet",
+        "sentence": sentence,
+        "tone": "good" if best else "wait",
+    }
 
 
 def choices(config: dict[str, Any], events: Lines) -> list[tuple[str, str, str]]:

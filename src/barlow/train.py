@@ -41,13 +41,18 @@ def train(session: Session, stop: StopRequest, *, quiet: bool = False) -> None:
                 display.update(step=session.step, **line)
             if session.due(session.health_every):
                 session.log_speed()
-                display.update(**session.look(warm_up=session.step < (config.warmup or 0) * session.steps))
+                display.update(**session.look(warm_up=warming_up(session)))
             display.update(**session.speed())
             stopping, saving = agree(stop.signal is not None or session.out_of_time(), session.save_due())
             if stopping or saving:
                 session.save()
             if stopping and session.step < session.steps:
                 raise Stopped(*farewell(session, stop))
+
+
+def warming_up(session: Session) -> bool:
+    """Early on few directions are learned, which is no alarm: the rate's warm-up, and at least thirty steps."""
+    return session.step < max(30, (session.parts.config.warmup or 0) * session.steps)
 
 
 def one_step(parts: Ready, batch: Batch, steps: int) -> tuple[Terms, float]:
