@@ -116,7 +116,7 @@ def floor(n: int, dim: int, lambda_: float) -> float:
 def default_lambda(dim: int) -> float:
     """λ for D features: 0.0051, but 1/D for fewer than 196 of them.
 
-    0.0051 is the published code's at D = 8192 (the paper, section 4.3, finds the result flat around it) and common
+    0.0051 is the published code's at D = 8192 (the paper's ablation finds little sensitivity around it) and common
     down to D = 2048; 1/D is Tsai et al. 2021 (arXiv:2104.13712), who use 1/128 at D = 128.
     """
     return max(0.0051, 1.0 / dim)
