@@ -131,8 +131,11 @@ def test_unshared_twins_leave_two_encoders(tiny: Make) -> None:
     assert not same(weights(run), load_file(run / "encoder_b" / "model.safetensors"))
 
 
-def test_micro_batches_run(tiny: Make) -> None:
-    assert len(lines(pretrain(tiny(micro_batch=8), quiet=True), "train")) == 8
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("twins", ["shared", "unshared"])
+def test_micro_batches_run(tiny: Make, precision: str, twins: str) -> None:
+    run = pretrain(tiny(micro_batch=8, precision=precision, twins=twins), quiet=True)
+    assert len(lines(run, "train")) == 8
 
 
 def test_minutes_are_turned_into_steps_once(tiny: Make) -> None:

@@ -78,7 +78,14 @@ def in_micro_batches(parts: Ready, views: Sequence[Tensor], micro_batch: int) ->
     twins = [OneTwin(parts.wrapped, twin) for twin in range(len(parts.network.encoders))]
     networks = twins[0] if len(twins) == 1 else twins
     loss = BarlowTwinsLoss(parts.config.lambda_)
-    return backward(networks, views, loss, micro_batch, hold=lambda _: parts.fabric.no_backward_sync(parts.wrapped))
+    return backward(
+        networks,
+        views,
+        loss,
+        micro_batch,
+        run=lambda z, gradient: parts.fabric.backward(z, gradient),
+        hold=lambda _: parts.fabric.no_backward_sync(parts.wrapped),
+    )
 
 
 def check_gradient(parts: Ready) -> None:
