@@ -220,11 +220,6 @@ def _held_out(config: Config, found: Findings) -> tuple[int, str]:
     return max(2, min(512, found.images // 10)), "for the label-free measures"
 
 
-def _health_every(config: Config, found: Findings) -> tuple[int, str]:
-    steps = config.steps or 1000
-    return int(np.clip(steps // 20, 20, 500)), "about twenty looks at the held-out images" if steps < 10000 else ""
-
-
 RULES: dict[str, Rule] = {
     "out": _out,
     "seed": lambda c, f: (0, "the same seed gives the same run"),

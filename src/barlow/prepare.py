@@ -7,7 +7,6 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -158,8 +157,3 @@ def seed_step(seed: int, step: int) -> None:
     """Addresses the network's own randomness (dropout, drop path) by the step, so that nothing needs saving."""
     words = hashlib.blake2b(f"{seed} {step} {ranks.rank()}".encode(), digest_size=8).digest()
     torch.manual_seed(int.from_bytes(words, "little") >> 1)
-
-
-def name_of(images: str | None) -> str:
-    """The images as a person would call them."""
-    return Path(images).name if images else "images in memory"

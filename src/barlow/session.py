@@ -89,7 +89,7 @@ class Session:
         """The line of kind "speed"."""
         now = self.speed()
         self.log("speed", images_per_s=now["images_per_s"], data_wait=now["data_wait"],
-                 seconds=time.monotonic() - self.started, peak_bytes=0)  # fmt: skip
+                 seconds=time.monotonic() - self.started)  # fmt: skip
 
     def look(self, *, warm_up: bool) -> dict[str, Any]:
         """Looks at the held-out images: health lines and a snapshot; returns what the display shows."""
