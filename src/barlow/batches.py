@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
+import os
+import re
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,12 +18,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from barlow.draws import IntArray, order, stream
+from barlow.errors import DataError, Stopped, UserError
 from barlow.images import Bad, Images
 from barlow.signals import ignore_stop_signals
 from barlow.views import Draws, OwnView, View, apply_own, crop, draw, finish, generator
 
 ViewLike = View | OwnView
 SPLIT_EPOCH = 2**32 - 1  # the address of the split into training and held-out images; no run has so many epochs
+AHEAD = 4  # batches that a worker makes before they are asked for
 
 
 @dataclass(frozen=True)
@@ -95,11 +101,18 @@ class Stream(Dataset[Batch]):
         return made
 
 
-def batches(source: Stream, start: int, stop: int, workers: int, *, pin: bool = False) -> Iterator[tuple[Batch, float]]:
+class WorkerLost(RuntimeError):
+    """A process that reads images was killed, or does not answer."""
+
+
+def batches(
+    source: Stream, start: int, stop: int, workers: int, *, patience: float = 0.0, pin: bool = False
+) -> Iterator[tuple[Batch, float]]:
     """(batch, seconds waited for it) for steps ``start`` to ``stop``, made by ``workers`` processes, in order.
 
     Workers are forked from a clean server, never from this process with its threads, and ignore the stop signals:
-    the training process decides.
+    the training process decides. Raises what reading raises, and WorkerLost when a worker dies or makes no batch
+    within ``patience`` seconds (0: for ever); it then prints on standard error where it hangs.
     """
     if workers == 0:
         for step in range(start, stop):
@@ -110,13 +123,48 @@ def batches(source: Stream, start: int, stop: int, workers: int, *, pin: bool = 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["barlow.batches"])
     loader = DataLoader(
-        source, batch_size=None, sampler=range(start, stop), num_workers=workers, collate_fn=_same, pin_memory=pin,
-        multiprocessing_context=context, worker_init_fn=_start_worker, prefetch_factor=4,
+        _Told(source), batch_size=None, sampler=range(start, stop), num_workers=workers, collate_fn=_same,
+        pin_memory=pin, multiprocessing_context=context, worker_init_fn=_start_worker, prefetch_factor=AHEAD,
+        timeout=patience,
     )  # fmt: skip
-    iterator, before = iter(loader), time.perf_counter()
-    for made in iterator:
-        yield made, time.perf_counter() - before
-        before = time.perf_counter()
+    before = time.perf_counter()
+    try:
+        for made in loader:
+            if isinstance(made, Exception):
+                raise made
+            yield made, time.perf_counter() - before
+            before = time.perf_counter()
+    except RuntimeError as error:
+        if "DataLoader" not in str(error):
+            raise
+        raise WorkerLost(_lost(error, patience)) from None
+
+
+def _lost(error: RuntimeError, patience: float) -> str:
+    """The sentence for a worker that is gone; one that hangs first prints where it is."""
+    if killed := re.search(r"worker \(pid\(?s?\)? ?([\d, ]+)\) (?:is killed by signal: (\w[\w ]*)|exited)", str(error)):
+        how = f"was killed by signal {killed[2]}" if killed[2] else "ended by itself"
+        often = "Often the machine was out of memory: try fewer --workers."
+        return f"A worker that reads images (pid {killed[1]}) {how}. {often}"
+    for worker in multiprocessing.active_children():
+        if worker.pid:
+            os.kill(worker.pid, signal.SIGUSR2)  # see _start_worker
+    time.sleep(0.5)  # for the traces to be written
+    return f"The workers that read images made no batch in {patience:g} s; where they hang stands above."
+
+
+@final
+class _Told(Dataset[Batch | Exception]):
+    """The stream as workers read it: an error that has a sentence arrives as it is, without the worker's trace."""
+
+    def __init__(self, source: Stream) -> None:
+        self.source = source
+
+    def __getitem__(self, step: int) -> Batch | Exception:
+        try:
+            return self.source[step]
+        except (UserError, DataError, Stopped) as error:
+            return error
 
 
 def _same(batch: Any) -> Any:
@@ -125,4 +173,5 @@ def _same(batch: Any) -> Any:
 
 def _start_worker(_: int) -> None:
     ignore_stop_signals()
+    faulthandler.register(signal.SIGUSR2)
     torch.set_num_threads(1)

@@ -1,6 +1,6 @@
 """Checkpoints: a folder of tensors and JSON that is whole or does not count, and that never runs code.
 
-    checkpoints/latest                              the name of the newest one, for people and shell scripts
+    checkpoints/latest, checkpoints/best            the names of two of them, for people and shell scripts
     checkpoints/step-000001234/
         model.safetensors, optimizer.safetensors    tensors, grouped by what stands before the first "/" of their key
         state.json                                  everything that is no tensor
@@ -33,7 +33,7 @@ from barlow.files import atomic_write, digest, sweep, sync_folder, write_synced
 from barlow.manifest import FILE, FOLDER, FORMAT, read_json, read_manifest, seal
 from barlow.tensorfile import HostCopy, host_copy, is_finite, read_tensors, restride, tensor_blocks
 
-LEFT_OVER = re.compile(r"\.(writing|deleting)-.*|\.latest\..*\.tmp")
+LEFT_OVER = re.compile(r"\.(writing|deleting)-.*|\.(latest|best)\..*\.tmp")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

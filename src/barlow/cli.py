@@ -30,6 +30,8 @@ def pretrain(
     *,
     config: Path | None = None,
     resume: Path | None = None,
+    allow: tuple[str, ...] = (),
+    replay: Path | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Train an encoder on unlabelled images.
@@ -40,6 +42,9 @@ def pretrain(
     Args:
         config: TOML file with the same words; options on the command line go before it.
         resume: Run folder to continue.
+        allow: A setting that may differ from the run that is continued, such as lr; index when images are gone or
+            changed; network when the weights do not all fit. May be repeated.
+        replay: Run folder whose loss or gradient was not finite: repeat that step and say what broke first.
         dry_run: Print the plan, with time and memory measured on a few steps, and stop.
     """
     given = settings or Config()
@@ -47,9 +52,12 @@ def pretrain(
         given = merge(read_toml(config), given)
     if resume is not None:
         given = given.replace(out=str(resume))
-    from barlow.run import pretrain
+    from barlow import run
 
-    pretrain(given, resume=resume is not None, dry_run=dry_run)
+    if replay is not None:
+        run.replay(replay)
+    else:
+        run.pretrain(given, resume=resume is not None, allow=allow, dry_run=dry_run)
 
 
 @app.command

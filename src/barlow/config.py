@@ -53,8 +53,10 @@ class Config:
         seed: Seed of every draw.
         held_out: Images kept from training for the label-free measures.
         health_every: Steps between two looks at the held-out images.
-        checkpoint_every: Steps between checkpoints. [default: every 10 minutes and at the end]
+        checkpoint_every: Steps between checkpoints. [default: every 10 minutes and at each end of an epoch]
+        keep_every: Steps between checkpoints that are kept for good, beside the last two and the best. [default: none]
         time_limit: Stop, save and exit with code 75 before this much time has passed: 2h, 90m, 1:30:00.
+        timeout: Longest wait for another process, a worker or a device's, before it is taken for dead. [default: 15m]
         cache: Keep decoded images, resized to just above the crop, on disk. [default: when they fit]
         max_bad: Largest share of unreadable images that a run goes on with. [default: 0.05]
     """
@@ -90,7 +92,9 @@ class Config:
     held_out: int | None = None
     health_every: int | None = None
     checkpoint_every: int | None = None
+    keep_every: int | None = None
     time_limit: str | None = None
+    timeout: str | None = None
     cache: bool | None = None
     max_bad: float | None = None
 
@@ -210,7 +214,8 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "micro_batch": (1, 2**24, True), "epochs": (0, 1e6, False), "steps": (1, 1e12, True), "minutes": (0, 1e6, False),
     "lr": (0, 1e3, False), "lr_bias": (0, 1e3, False), "weight_decay": (0, 1e3, True), "warmup": (0, 1, True),
     "workers": (0, 1024, True), "devices": (1, 1024, True), "seed": (0, 2**63 - 1, True), "held_out": (2, 10**6, True),
-    "health_every": (1, 1e12, True), "checkpoint_every": (1, 1e12, True), "max_bad": (0, 1, True),
+    "health_every": (1, 1e12, True), "checkpoint_every": (1, 1e12, True),
+    "keep_every": (1, 1e12, True), "max_bad": (0, 1, True),
 }  # fmt: skip
 
 

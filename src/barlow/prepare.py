@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -28,7 +26,6 @@ from barlow.plan import Findings, machine
 from barlow.views import PRESETS, View
 
 LOOKED_AT = 1000  # images that mean, standard deviation and median size are measured on
-FABRIC_PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
 
 @dataclass(frozen=True)
@@ -45,28 +42,10 @@ class Ready:
     optimizer: Optimizer
     arguments: dict[str, Any]  # of timm.create_model
 
-
-def launch(config: Config) -> Fabric:
-    """The processes of a run, one a device: started here, or recognised where torchrun or SLURM started them."""
-    device, count, _, native = machine()
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", 0))
-    devices = local or config.devices or count
-    if device == "cuda" and devices > count:
-        raise UserError(f"devices = {devices}, but this machine has {count}; give --devices {count} or fewer.")
-    nodes = int(os.environ["WORLD_SIZE"]) // local if local else int(os.environ.get("SLURM_NNODES", 1))
-    precision = config.precision or ("bfloat16" if native else "float32")
-    if precision == "float16" and device != "cuda":
-        raise UserError("precision float16 needs a GPU; give --precision bfloat16 or float32.")
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # our own lines say what it would say
-    fabric = Fabric(
-        accelerator=device,
-        devices=devices,
-        num_nodes=nodes,
-        strategy="ddp" if devices * nodes > 1 else "auto",
-        precision=FABRIC_PRECISION[precision],  # type: ignore[arg-type]
-    )
-    fabric.launch()
-    return fabric
+    @property
+    def scaler(self) -> torch.amp.GradScaler | None:
+        """What scales the loss under float16, and skips steps that overflow; None under other precisions."""
+        return getattr(self.fabric.strategy.precision, "scaler", None)
 
 
 def look(images: Images) -> Findings:

@@ -81,6 +81,17 @@ def broadcast(value: Json) -> Json:
     return received
 
 
+def gather(value: Json) -> list[Json]:
+    """Every process's value, in the order of the ranks: anything JSON can hold (tuples come back as lists)."""
+    if world_size() == 1:
+        return [value]
+    letters = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(_wire())
+    counts = [row[0] for row in integers([len(letters)])]
+    everyone = gather_rows(letters).tolist()
+    ends = [sum(counts[: number + 1]) for number in range(len(counts))]
+    return [json.loads(bytes(everyone[end - count : end])) for end, count in zip(ends, counts, strict=True)]
+
+
 def gather_rows(tensor: Tensor) -> Tensor:
     """All rows of all processes, (Σn, …), in the order of the ranks; n may differ, all else must agree. No gradient."""
     if world_size() == 1:

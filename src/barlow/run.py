@@ -3,42 +3,45 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning_fabric import Fabric
 
 from barlow import ranks
+from barlow.agreement import leave, together
 from barlow.batches import ViewLike
 from barlow.checkpoint import latest, load
 from barlow.config import Config, differences, read_toml, to_toml
 from barlow.console import say
 from barlow.encoder import save_encoder
+from barlow.endings import out_of_memory_in_words
 from barlow.environment import environment
-from barlow.errors import Stopped, UserError
+from barlow.errors import UserError
 from barlow.images import Images, open_images, write_index
+from barlow.launch import launch
+from barlow.length import TRIAL_SECONDS, steps_of_epochs, steps_of_minutes, trial, whole
 from barlow.objective import floor
 from barlow.plan import RULES, Choice, Findings, resolve
-from barlow.prepare import Ready, build_encoders, launch, look, ready, views_of
+from barlow.prepare import Ready, build_encoders, look, ready, views_of
 from barlow.progress import duration
 from barlow.quarantine import Quarantine
+from barlow.replay import read_bundle
+from barlow.replay import replay as repeat
 from barlow.report import write_report
-from barlow.resources import check_disk, explain_out_of_memory, is_out_of_memory, peak_memory, readable
+from barlow.resources import check_disk, peak_memory, readable
+from barlow.resume import FREE, check_allowed, check_index, continued
+from barlow.roll_call import roll_call
 from barlow.runlog import Run, open_run
 from barlow.saver import Saver
 from barlow.session import Session
 from barlow.signals import Deadline, StopRequest, kill_workers, parse_duration
-from barlow.train import one_step, train
+from barlow.train import train
 
 KEPT = 2  # checkpoints
-# Fields that may differ when a run is continued: they change where and how fast, not what is computed.
-FREE = frozenset({"out", "workers", "devices", "checkpoint_every", "time_limit", "cache", "max_bad"})
-TRIAL_SECONDS = 6.0  # of timed steps at most; less where the whole run is short
-FINISH_SECONDS = 6.0  # for the last save, the encoder and the report
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ def pretrain(
     images: Any = None,
     views: Sequence[ViewLike] | None = None,
     resume: bool = False,
+    allow: Collection[str] = (),
     dry_run: bool = False,
     quiet: bool = False,
 ) -> Path:
@@ -64,21 +68,24 @@ def pretrain(
 
     ``images`` and ``views`` take the place of ``config.images`` and ``config.views`` from Python: arrays in memory,
     rows of numbers or functions. A run that is already in the folder is continued to the bit; a complete one is left
-    alone.
+    alone. ``allow``: settings that may differ from those of that run, "index" for images, "network" for weights.
     ``dry_run`` prints the plan, with time and memory measured on a few steps, and stops.
     Raises UserError, DataError, NumbersError and Stopped, with the exit codes of ``barlow.errors``.
     """
     started = time.monotonic()
+    check_allowed(allow)
     with ExitStack() as stack:
-        fabric = launch(config)
+        fabric = launch(config, stack)
         quiet = quiet or ranks.rank() > 0
         if dry_run:
             return show_plan(config, fabric, images, views)
-        begun = begin(config, images, resume, quiet, stack)
-        if begun.fresh:
+        out = Path(config.out or RULES["out"](config, _NOTHING)[0])
+        stack.enter_context(roll_call(f"Bring it back and continue with: barlow pretrain --resume {out}"))
+        begun = begin(config, images, out, resume, allow, quiet, stack)
+        if begun.fresh or begun.config.steps is None:
             begun = fix_length(begun, fabric, views, started, quiet)
         parts = ready(begun.config, fabric, begun.images, views)
-        session = open_session(parts, begun, started, stack)
+        session = open_session(parts, begun, started, allow, stack)
         stack.callback(kill_workers)  # they ignore the stop signals; none may outlive us
         if session.step < session.steps:
             with StopRequest() as stop, out_of_memory_in_words(parts):
@@ -87,33 +94,68 @@ def pretrain(
         return Path(begun.config.out or ".")
 
 
-def begin(config: Config, images: Any, resume: bool, quiet: bool, stack: ExitStack) -> Begun:
+def replay(out: Path) -> None:
+    """Repeats the step of a run at which a number was not finite, from the last sound checkpoint; writes nothing.
+
+    Raises NumbersError when it is not finite again, saying what broke first; UserError when there is no such step.
+    """
+    bundle = read_bundle(out)
+    config = read_toml(out / "config.toml")
+    with ExitStack() as stack:
+        parts = ready(config, launch(config, stack), open_run_images(config, None, out))
+        session = Session(parts, None, None, config.steps or 0, Deadline(None))
+        newest = latest(out / "checkpoints")
+        if newest:
+            session.restore(load(newest, parts.fabric.device), newest)
+        error = repeat(session, bundle)
+        if error:
+            leave(error)
+        if ranks.rank() == 0:
+            say(f"Step {bundle['step']:,} is finite this time: other versions, another machine, or changed images.")
+
+
+def begin(
+    config: Config, images: Any, out: Path, resume: bool, allow: Collection[str], quiet: bool, stack: ExitStack
+) -> Begun:
     """Opens the run on the first process, new or continued; the others then read what it wrote."""
-    out = Path(config.out or RULES["out"](config, _NOTHING)[0])
-    trouble, run, fresh = "", None, not (out / "config.toml").is_file()
-    if ranks.rank() == 0:
-        try:
+    run, fresh = None, False
+    with together():
+        if ranks.rank() == 0:
+            fresh = not (out / "config.toml").is_file()
             if fresh and resume:
                 raise UserError(f"There is no run to resume in {out}: it holds no config.toml.")
-            run = (
-                start(config.replace(out=str(out)), images, out, quiet, stack)
-                if fresh
-                else stack.enter_context(open_run(out))
-            )
-        except UserError as error:
-            if ranks.world_size() == 1:
-                raise
-            trouble = str(error)
-    told: dict[str, Any] = ranks.broadcast({"trouble": trouble, "fresh": fresh})
-    if told["trouble"]:  # the others must not wait for a run that does not begin
-        raise UserError(told["trouble"])
-    resolved = read_toml(out / "config.toml")
-    if not told["fresh"]:
-        resolved = continued(resolved, config, out)
-    source: Any = images if images is not None else resolved.images
+            if fresh:
+                run = start(config.replace(out=str(out)), images, out, quiet, stack)
+            else:
+                run = stack.enter_context(open_run(out))
+                reopen(run, config, images, allow)
+    fresh = ranks.broadcast(fresh)
+    resolved = read_toml(out / "config.toml").replace(out=str(out))
+    if not fresh:
+        resolved = continued(resolved, config, out, allow)
+    return Begun(resolved, open_run_images(resolved, images, out), run, fresh)
+
+
+def reopen(run: Run, config: Config, images: Any, allow: Collection[str]) -> None:
+    """Before a run is continued: its settings and its images are as they were, or the difference is accepted."""
+    stored = read_toml(run.folder / "config.toml")
+    now = continued(stored, config, run.folder, allow)
+    changed = differences(stored, now, ignore=FREE)
+    opened = open_run_images(now, images, run.folder)
+    notes = check_index(opened, str(now.images), allow) if images is None else []
+    for note in [*(f"setting accepted: {line}" for line in changed), *notes]:
+        say(f"note: {note}")
+        run.log("event", 0, message=note)
+    if changed:
+        run.write_config(to_toml(now))
+
+
+def open_run_images(config: Config, images: Any, out: Path) -> Images:
+    """The images of a run that is in ``out``: those of its index, whatever lies in the folder by now."""
     index = out / "index.parquet"
-    opened = open_images(source, channels=resolved.channels, index=index if images is None and index.exists() else None)
-    return Begun(resolved, opened, run, told["fresh"])
+    use = index if images is None and index.exists() else None
+    source: Any = images if images is not None else config.images
+    return open_images(source, channels=config.channels, index=use)
 
 
 def start(config: Config, images: Any, out: Path, quiet: bool, stack: ExitStack) -> Run:
@@ -148,76 +190,40 @@ def survey(config: Config, images: Any) -> tuple[Images, Config, list[Choice]]:
     return opened, resolved, choices
 
 
-def continued(stored: Config, given: Config, out: Path) -> Config:
-    """The stored settings with those of ``FREE`` that are given anew; UserError when another one differs."""
-    changed = differences(stored, given, ignore=FREE)
-    if changed:
-        raise UserError(
-            f"{out} holds a run with other settings ({'; '.join(changed)}). "
-            "Repeat its own settings to continue it, or give another --out."
-        )
-    fresh = {name: getattr(given, name) for name in FREE - {"out"} if getattr(given, name) is not None}
-    return stored.replace(**fresh)
-
-
 def fix_length(begun: Begun, fabric: Fabric, views: Sequence[ViewLike] | None, started: float, quiet: bool) -> Begun:
     """Turns epochs or minutes into a number of steps, once, and records it: a resume then needs no clock."""
-    config, train = begun.config, len(begun.images) - (begun.config.held_out or 0)
+    config = begun.config
     if config.steps is None and config.minutes is not None:
-        parts = ready(config, fabric, begun.images, views)
-        seconds, looking = trial(parts, min(TRIAL_SECONDS, 1.5 * config.minutes))
-        left = config.minutes * 60 - (time.monotonic() - started) - FINISH_SECONDS - 21 * looking
-        steps: int = ranks.broadcast(max(1, int(left / seconds)))
-        config = config.replace(steps=steps)
-        if not quiet:
-            epochs = steps * parts.source.batch_size / train
-            each = f"{seconds * 1e3:.0f} ms each"
-            say(f"steps        {steps:,}: {config.minutes:g} minutes at {each}; {epochs:.1f} epochs")
+        config = config.replace(steps=steps_of_minutes(ready(config, fabric, begun.images, views), started, quiet))
     elif config.steps is None:
-        config = config.replace(steps=max(1, round((config.epochs or 0) * train / (config.batch_size or 1))))
+        config = config.replace(steps=steps_of_epochs(config, len(begun.images)))
     if begun.run:
         begun.run.write_config(to_toml(config))
     ranks.barrier()
     return Begun(config, begun.images, begun.run, True)
 
 
-def trial(parts: Ready, seconds: float) -> tuple[float, float]:
-    """(seconds a step, seconds a look at the held-out images), measured on throw-away steps of ``parts``."""
-
-    def timed(first: int, count: int) -> float:
-        begun = time.monotonic()
-        for step in range(first, first + count):
-            one_step(parts, parts.source[step], 10**6)
-        if parts.fabric.device.type == "cuda":
-            torch.cuda.synchronize()
-        return (time.monotonic() - begun) / count
-
-    timed(0, 2)  # the first steps pay for allocations
-    once = timed(2, 2)
-    count = ranks.broadcast(max(3, min(200, int(seconds / once))))
-    each = timed(4, count)
-    begun = time.monotonic()
-    parts.held_out.outputs(parts.network, parts.fabric.autocast)
-    return each, time.monotonic() - begun
-
-
-def open_session(parts: Ready, begun: Begun, started: float, stack: ExitStack) -> Session:
+def open_session(parts: Ready, begun: Begun, started: float, allow: Collection[str], stack: ExitStack) -> Session:
     """The session at its newest sound checkpoint, or at step 0; writes the pictures of the held-out images once."""
     run, config = begun.run, parts.config
     assert config.steps and config.out
-    if run:
-        devices = [str(parts.fabric.device)]
-        others = run.write_environment(environment(devices))
-        if others:
-            say(f"note: this run began with other versions ({', '.join(others)}); it may not continue to the bit")
-        check_disk(run.folder, sum(3 * p.numel() * p.element_size() for p in parts.network.parameters()))
+    newest = None
+    with together():
+        if run:
+            others = run.write_environment(environment([str(parts.fabric.device)]))
+            if others:
+                say(f"note: this run began with other versions ({', '.join(others)}); it may not continue to the bit")
+            check_disk(run.folder, sum(3 * p.numel() * p.element_size() for p in parts.network.parameters()))
+            newest = latest(run.checkpoints)
     limit = Deadline(parse_duration(config.time_limit) if config.time_limit else None, begun=started)
-    saver = stack.enter_context(Saver(run.checkpoints, last=KEPT)) if run else None
+    saver = stack.enter_context(Saver(run.checkpoints, last=KEPT, every=config.keep_every)) if run else None
     session = Session(parts, run, saver, config.steps, limit)
-    newest = latest(Path(config.out) / "checkpoints") if ranks.rank() == 0 else None
     name = ranks.broadcast(newest.name if newest else "")
     if name:
-        session.restore(load(Path(config.out) / "checkpoints" / name, parts.fabric.device))
+        where = Path(config.out) / "checkpoints" / name
+        with together():
+            session.restore(load(where, parts.fabric.device), where, allow)
+    session.begin()
     if run:
         run.rewind(session.step)
         if not name:
@@ -243,20 +249,6 @@ def finish(session: Session, quiet: bool) -> None:
         say(f"encoder      {folder / 'encoder'}\nreport       {report}")
 
 
-@contextmanager
-def out_of_memory_in_words(parts: Ready) -> Iterator[None]:
-    """Turns an allocation that fails into one sentence with the largest batch that fits (UserError)."""
-    device = str(parts.fabric.device)
-    before = peak_memory(device)
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, Stopped) or not is_out_of_memory(error):
-            raise
-        batch = parts.config.micro_batch or parts.config.batch_size or 1
-        raise UserError(explain_out_of_memory(error, batch=batch, before=before, device=device)) from None
-
-
 def show_choices(images: Images, config: Config, choices: Sequence[Choice]) -> None:
     """Prints what was found, then every automatic choice with its reason."""
     left_out = f", {images.bad.num_rows:,} unusable ones left out" if images.bad.num_rows else ""
@@ -277,7 +269,7 @@ def show_plan(config: Config, fabric: Fabric, images: Any, views: Sequence[ViewL
     parts = ready(begun.config, fabric, opened, views)
     seconds, looking = trial(parts, TRIAL_SECONDS)
     steps = begun.config.steps or 0
-    total = duration(steps * seconds + 21 * looking + FINISH_SECONDS)
+    total = duration(whole(steps, seconds, looking))
     memory = readable(peak_memory(fabric.device.type))
     say(f"{'plan':<12} {steps:,} steps of {seconds * 1e3:.0f} ms, about {total}; peak memory {memory}")
     return Path(resolved.out or ".")

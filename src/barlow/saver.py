@@ -12,6 +12,7 @@ from typing import Any, final
 from torch import Tensor
 
 from barlow.checkpoint import check_finite, keep, state_bytes, write
+from barlow.files import atomic_write
 from barlow.tensorfile import HostCopy, host_copy
 
 
@@ -49,6 +50,8 @@ class Saver:
     def _work(self, started: float, step: int, what: HostCopy, state: bytes, best: int | None) -> None:
         try:
             write(self.folder, step, what, state)
+            if best == step:
+                atomic_write(self.folder / "best", f"step-{step:09d}\n")
             keep(self.folder, last=self.last, every=self.every, best=best)
         except BaseException as error:  # nobody catches in a thread: join() raises it where the loop can answer
             self._error = error

@@ -4,38 +4,52 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 from torch import Tensor
 
 from barlow import ranks
-from barlow.batches import Batch
+from barlow.agreement import together
+from barlow.batches import AHEAD, Batch
 from barlow.checkpoint import Checkpoint
 from barlow.console import say
+from barlow.errors import NumbersError
 from barlow.held_out import health_lines
+from barlow.images import Bad
 from barlow.optimizer_state import flatten_optimizer, parameter_names, unflatten_optimizer
 from barlow.prepare import Ready
 from barlow.quarantine import Quarantine
+from barlow.resources import fit_shared_memory
+from barlow.resume import fitting
 from barlow.runlog import Run
 from barlow.saver import Saver
 from barlow.signals import Deadline
 
 SAVE_SECONDS = 600.0  # between checkpoints, unless checkpoint_every says otherwise
-EPOCH_SECONDS = 60.0  # the end of an epoch is saved too, once this long after the last checkpoint
+SAVE_SHARE = 0.02  # of the time at most goes into saving at the ends of epochs, which may be short
+MEASURE = "rank_me"  # of the encoder's output (Garrido et al. 2023): by it the best checkpoint is known without labels
 LINES = 2000  # of kind "train" in metrics.jsonl at most
+SKIPPED = 50  # steps in a row that float16 may skip: each halves the scale of the loss, from 65,536
 RECENT = 50  # steps that the rate shown is the mean of
 
 
 @final
 class Session:
-    """The state of the loop beside the network. ``run`` and ``saver`` are None on all processes but the first."""
+    """The state of the loop beside the network. ``run`` and ``saver`` are None on all processes but the first.
+
+    ``skipped``: steps that float16 has skipped for overflow. ``best``: the step of the best checkpoint and its measure.
+    """
 
     def __init__(self, parts: Ready, run: Run | None, saver: Saver | None, steps: int, deadline: Deadline) -> None:
         self.parts, self.run, self.saver, self.steps, self.deadline = parts, run, saver, steps, deadline
-        self.step = 0
-        file = run.folder / "quarantine.jsonl" if run else None
-        self.quarantine = Quarantine(parts.images, file, parts.config.max_bad or 0.0)
+        self.step, self.skipped, self.in_a_row = 0, 0, 0
+        self.measure, self.best = 0.0, (0, 0.0)
+        self._saved_step = -1
+        self._told: set[str] = set()
+        self.quarantine: Quarantine | None = None
         self.log_every = max(1, steps // LINES)
         self.health_every = parts.config.health_every or int(np.clip(steps // 20, 20, 500))
         self.started = self.saved = self._last = time.monotonic()
@@ -46,24 +60,64 @@ class Session:
         """Passes over the training images so far."""
         return self.step * self.parts.source.batch_size / len(self.parts.source.train)
 
-    def took(self, batch: Batch, waited: float) -> None:
-        """Counts a step that is done. DataError when too many images are bad."""
+    def begin(self) -> None:
+        """Once the step is known: the quarantine of a run that is resumed goes on where it was."""
+        if self.run:
+            seen, share = self.step * self.parts.source.batch_size, self.parts.config.max_bad or 0.0
+            self.quarantine = Quarantine(self.parts.images, self.run.folder / "quarantine.jsonl", share, seen)
+        self._saved_step = self.step
+        self.started = self.saved = self._last = time.monotonic()
+
+    def took(self, batch: Batch, waited: float, skipped: bool) -> None:
+        """Counts a step that is done. NumbersError when float16 has skipped too many in a row."""
         now = time.monotonic()
         self._recent.append((now - self._last, waited))
         self._last, self.step = now, batch.step + 1
-        self.quarantine.add(len(batch.images), batch.bad)
+        self.skipped, self.in_a_row = self.skipped + skipped, self.in_a_row + 1 if skipped else 0
+        if self.quarantine:
+            self.quarantine.seen = min(self.step * self.parts.source.batch_size, len(self.parts.images))
+        if self.in_a_row > SKIPPED:
+            raise NumbersError(f"float16 has skipped {SKIPPED} steps in a row, for their gradients overflow")
+
+    def readers(self) -> int:
+        """How many workers read images: as many as the settings say, or fewer where shared memory is small."""
+        source = self.parts.source
+        pixels = len(source.mine) * source.size**2 * source.images.channels
+        batch = len(source.views) * pixels * np.dtype(source.images.dtype).itemsize
+        fit, advice = fit_shared_memory(self.parts.config.workers or 0, batch, AHEAD)
+        if advice and ranks.rank() == 0:
+            say(f"note: {advice}")
+            self.log("event", message=advice)
+        return fit
+
+    def news(self, batch: Batch | None) -> list[Bad]:
+        """The bad images in a batch that this process has not told yet."""
+        return [] if batch is None else [bad for bad in batch.bad if bad.key not in self._told]
+
+    def tell(self, news: list[Bad]) -> None:
+        """Hands new bad images of all processes to the quarantine. DataError, on all, when there are too many."""
+        self._told.update(bad.key for bad in news)
+        everyone: list[list[tuple[int, str, str]]] = ranks.gather([(bad.image, bad.key, bad.reason) for bad in news])
+        with together():
+            if self.quarantine:
+                new = [Bad(*bad) for part in everyone for bad in part]
+                self.quarantine.add(0, new)
 
     def due(self, every: int) -> bool:
         """True on every so many steps and on the last."""
         return self.step % every == 0 or self.step == self.steps
 
     def save_due(self) -> bool:
-        """True when this process holds that a checkpoint is due."""
+        """True when this process holds that a checkpoint is due: every so many steps where the settings say so; else
+        after ten minutes, and at each end of an epoch that is long enough for it."""
+        if self.step == self._saved_step:
+            return False
         every, since = self.parts.config.checkpoint_every, time.monotonic() - self.saved
         if every is not None:
             return self.due(every)
         ended = int(self.epoch) > int((self.step - 1) * self.parts.source.batch_size / len(self.parts.source.train))
-        return self.step == self.steps or since > SAVE_SECONDS or (ended and since > EPOCH_SECONDS)
+        long_enough = self.saver is not None and self.saver.seconds < SAVE_SHARE * since
+        return self.step == self.steps or since > SAVE_SECONDS or (ended and long_enough)
 
     def out_of_time(self) -> bool:
         """True when the time limit is near enough that the next steps and a save might not fit in it."""
@@ -100,6 +154,7 @@ class Session:
         lines = health_lines(self.step, out, warm_up=warm_up)
         for line in lines:
             self.log("health", **{k: v for k, v in line.items() if k not in ("kind", "step")})
+        self.measure = float(lines[0].get(MEASURE, 0.0))
         arrays = {"features": out["features"].numpy()}
         arrays |= {name: _half(out[name]) for name in ("embedding_a", "embedding_b")}
         try:
@@ -110,7 +165,7 @@ class Session:
 
     def save(self) -> None:
         """Writes a checkpoint beside the training; a disk that refuses is a warning, and the next save tries again."""
-        self.saved = time.monotonic()
+        self.saved, self._saved_step = time.monotonic(), self.step
         if self.run is None or self.saver is None:
             return
         network, optimizer = self.parts.network, self.parts.optimizer
@@ -118,9 +173,14 @@ class Session:
         slots, numbers = flatten_optimizer(optimizer.state_dict(), names)
         tensors = {f"model/{k}": v for k, v in network.state_dict().items()}
         tensors |= {f"optimizer/{k}": v for k, v in slots.items()}
+        if self.measure > self.best[1]:
+            self.best = (self.step, self.measure)
+        scaler = self.parts.scaler
+        state = {"optimizer": numbers, "measure": self.measure, "best": self.best, "skipped": self.skipped,
+                 "in_a_row": self.in_a_row, "scaler": scaler.state_dict() if scaler else None}  # fmt: skip
         try:
             self.run.sync()
-            self.saver.save(self.step, tensors, {"optimizer": numbers})
+            self.saver.save(self.step, tensors, state, best=self.best[0])
         except OSError as error:  # SaveFailed is one: of the save before, and this one is its retry
             self.warn(error)
 
@@ -142,22 +202,24 @@ class Session:
         say(f"warning: {error}")
         self.log("event", message=str(error))
 
-    def restore(self, saved: Checkpoint) -> None:
-        """Takes network, optimiser and step from a checkpoint, on every process."""
+    def restore(self, saved: Checkpoint, where: Path, allow: Collection[str] = ()) -> None:
+        """Takes network, optimiser and step from a checkpoint, on every process. UserError when they do not fit."""
         network, optimizer = self.parts.network, self.parts.optimizer
-        network.load_state_dict(saved.group("model"))
-        names = parameter_names(optimizer.param_groups, network.named_parameters())
-        state = unflatten_optimizer(saved.group("optimizer"), saved.state["optimizer"], optimizer.state_dict(), names)
-        optimizer.load_state_dict(state)
+        theirs, ours = saved.group("model"), network.state_dict()
+        if fitting(theirs, ours, where, allow):
+            network.load_state_dict(theirs)
+            names = parameter_names(optimizer.param_groups, network.named_parameters())
+            slots, numbers = saved.group("optimizer"), saved.state.get("optimizer", {})
+            optimizer.load_state_dict(unflatten_optimizer(slots, numbers, optimizer.state_dict(), names))
+        else:
+            network.load_state_dict(ours | {k: v for k, v in theirs.items() if k in ours and v.shape == ours[k].shape})
         self.step = saved.step
+        self.measure, self.best = saved.state.get("measure", 0.0), tuple(saved.state.get("best", (0, 0.0)))
+        self.skipped, self.in_a_row = saved.state.get("skipped", 0), saved.state.get("in_a_row", 0)
+        if self.parts.scaler and saved.state.get("scaler"):
+            self.parts.scaler.load_state_dict(saved.state["scaler"])
 
 
 def _half(z: Tensor) -> Any:
     """Half precision is enough for a picture; values beyond its range stay at its ends."""
     return z.clamp(-65504, 65504).half().numpy()
-
-
-def agree(*flags: bool) -> list[bool]:
-    """Each flag as any process holds it: all stop, or save, at the same step."""
-    rows = ranks.integers([int(flag) for flag in flags])
-    return [any(row[i] for row in rows) for i in range(len(flags))]

@@ -3,38 +3,59 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from barlow import ranks
+from barlow.agreement import agree, leave, share
 from barlow.batches import Batch, batches
-from barlow.console import Display
-from barlow.errors import NumbersError, Stopped
+from barlow.console import Display, say
+from barlow.endings import NotFinite, diverged, farewell, trouble
+from barlow.errors import NumbersError
+from barlow.launch import patience
 from barlow.microbatch import backward
 from barlow.network import OneTwin
 from barlow.objective import BarlowTwinsLoss, Terms, barlow_twins_loss
 from barlow.optimise import rate, set_rate
 from barlow.prepare import Ready, seed_step
-from barlow.session import Session, agree
+from barlow.session import Session
 from barlow.signals import StopRequest
 
 
 def train(session: Session, stop: StopRequest, *, quiet: bool = False) -> None:
-    """Steps ``session.step`` to ``session.steps``. Raises Stopped after saving, NumbersError before an update."""
+    """Steps ``session.step`` to ``session.steps``. Raises Stopped after saving, NumbersError before an update.
+
+    Before each step all processes agree: whether to save, to stop, or to give up, for what one of them has met.
+    """
     parts, config = session.parts, session.parts.config
     with Display(quiet=quiet or ranks.rank() > 0) as display:
         display.update(steps=session.steps, **{"lambda": config.lambda_})
         if session.step == 0:
-            session.look(warm_up=True)
-        for batch, waited in batches(parts.source, session.step, session.steps, config.workers or 0):
+            advise(session, session.look(warm_up=True))
+        coming = batches(parts.source, session.step, session.steps, session.readers(), patience=patience(config))
+        while True:
+            batch, waited, failure = fetch(coming)
+            news = session.news(batch)
+            wish = stop.signal is not None or session.out_of_time()
+            stopping, saving, failing, bad = agree(wish, session.save_due(), failure is not None, bool(news))
+            if saving or stopping or failing:
+                session.save()
+            if failing:
+                share(trouble(session, failure) if failure else None)
+            if batch is None:
+                return
+            if stopping:
+                leave(farewell(session, stop))
+            if bad:
+                session.tell(news)
             try:
-                terms, lr = one_step(parts, batch, session.steps)
+                terms, lr, skipped = one_step(parts, batch, session.steps)
+                session.took(batch, waited, skipped)
             except NumbersError as error:
-                raise diverged(session, batch, error) from None
-            session.took(batch, waited)
+                leave(diverged(session, batch, error))
             if session.due(session.log_every):
                 line = train_line(session, terms, lr)
                 session.log("train", **line)
@@ -43,11 +64,25 @@ def train(session: Session, stop: StopRequest, *, quiet: bool = False) -> None:
                 session.log_speed()
                 display.update(**session.look(warm_up=warming_up(session)))
             display.update(**session.speed())
-            stopping, saving = agree(stop.signal is not None or session.out_of_time(), session.save_due())
-            if stopping or saving:
-                session.save()
-            if stopping and session.step < session.steps:
-                raise Stopped(*farewell(session, stop))
+
+
+def fetch(coming: Iterator[tuple[Batch, float]]) -> tuple[Batch | None, float, Exception | None]:
+    """(the next batch or None, seconds waited for it, what went wrong instead): the others must hear of it first."""
+    try:
+        batch, waited = next(coming)
+        return batch, waited, None
+    except StopIteration:
+        return None, 0.0, None
+    except Exception as error:
+        return None, 0.0, error
+
+
+def advise(session: Session, seen: Mapping[str, Any]) -> None:
+    """Before the first step: views that are the same make a loss that nothing can be learned from."""
+    if seen.get("verdict") == "identical views":
+        message = "the two views of every image are the same: nothing can be learned from them; check --views"
+        say(f"warning: {message}")
+        session.log("event", message=message)
 
 
 def warming_up(session: Session) -> bool:
@@ -55,8 +90,11 @@ def warming_up(session: Session) -> bool:
     return session.step < max(30, (session.parts.config.warmup or 0) * session.steps)
 
 
-def one_step(parts: Ready, batch: Batch, steps: int) -> tuple[Terms, float]:
-    """Views, embeddings, loss, gradients, update: one step of the method, for the images of this process."""
+def one_step(parts: Ready, batch: Batch, steps: int) -> tuple[Terms, float, bool]:
+    """Views, embeddings, loss, gradients, update: one step of the method, for the images of this process.
+
+    Returns the terms, the learning rate, and whether float16 has skipped the update. NumbersError before an update.
+    """
     config, fabric = parts.config, parts.fabric
     seed_step(config.seed or 0, batch.step)
     views = parts.source.finish(batch, fabric.device, config.mean or (), config.std or ())
@@ -66,11 +104,13 @@ def one_step(parts: Ready, batch: Batch, steps: int) -> tuple[Terms, float]:
     else:
         terms = barlow_twins_loss(*parts.wrapped(*views), lambda_=config.lambda_)
         fabric.backward(terms.loss)
-    check_gradient(parts)
+    check_gradient(parts, terms)
     factor = rate(batch.step, steps, config.warmup or 0.0)
     set_rate(parts.optimizer, factor)
+    scale = parts.scaler.get_scale() if parts.scaler else 0.0
     parts.optimizer.step()
-    return terms, factor * (config.lr or 0.0)
+    skipped = parts.scaler is not None and parts.scaler.get_scale() < scale
+    return terms, factor * (config.lr or 0.0), skipped
 
 
 def in_micro_batches(parts: Ready, views: Sequence[Tensor], micro_batch: int) -> Terms:
@@ -88,40 +128,25 @@ def in_micro_batches(parts: Ready, views: Sequence[Tensor], micro_batch: int) ->
     )
 
 
-def check_gradient(parts: Ready) -> None:
+def check_gradient(parts: Ready, terms: Terms) -> None:
     """NumbersError when a gradient is not finite. (Float16 is left to its scaler, which skips such a step.)"""
     gradients = [p.grad for p in parts.network.parameters() if p.grad is not None]
     if parts.config.precision != "float16" and not math.isfinite(float(torch.nn.utils.get_total_norm(gradients))):
-        raise NumbersError("a gradient holds NaN or infinity")
-
-
-def diverged(session: Session, batch: Batch, error: NumbersError) -> NumbersError:
-    """The same error with the step, what it means for the run, and the remedy."""
-    lr = session.parts.config.lr or 0.0
-    return NumbersError(
-        f"At step {batch.step + 1} {error}. Nothing was updated, and the last checkpoint is sound. "
-        f"The usual cause is a learning rate that is too large: try --lr {lr / 3:.2g} in a new --out."
-    )
+        raise NotFinite("a gradient holds NaN or infinity", told(terms))
 
 
 def train_line(session: Session, terms: Terms, lr: float) -> dict[str, Any]:
     """The line of kind "train" in metrics.jsonl, everything in it a function of settings, seed and images."""
+    line = {"epoch": round(session.epoch, 4), **told(terms), "lr": lr}
+    return line | ({"skipped": session.skipped} if session.parts.scaler else {})
+
+
+def told(terms: Terms) -> dict[str, float]:
+    """The terms of a loss by name, as they are written down."""
     return {
-        "epoch": round(session.epoch, 4),
         "loss": float(terms.loss.detach()),
         "floor": terms.floor,
         "invariance": terms.invariance,
         "redundancy": terms.redundancy,
         "diagonal": terms.mean_diagonal,
-        "lr": lr,
     }
-
-
-def farewell(session: Session, stop: StopRequest) -> tuple[str, int]:
-    """What to tell someone whose run stops before its end, and the exit code."""
-    saved = session.settle()
-    why = f"signal {stop.signal.name}" if stop.signal else "the time limit"
-    where = session.run.folder if session.run else session.parts.config.out
-    what = "saved" if saved else f"NOT saved ({where} cannot be written; the checkpoint before it is sound)"
-    sentence = f"Stopped by {why} after step {session.step:,} of {session.steps:,}, {what}. "
-    return sentence + f"Continue with: barlow pretrain --resume {where}", stop.exit_code or 75

@@ -1,0 +1,109 @@
+"""How a run ends before its end: each way with its sentence, its exit code, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from barlow import ranks
+from barlow.batches import Batch, WorkerLost
+from barlow.errors import DataError, NumbersError, Stopped, UserError
+from barlow.files import atomic_write
+from barlow.launch import requeue
+from barlow.prepare import Ready
+from barlow.resources import explain_out_of_memory, is_out_of_memory, peak_memory
+from barlow.runlog import plain
+from barlow.session import Session
+from barlow.signals import StopRequest
+
+
+class NotFinite(NumbersError):
+    """A loss or a gradient that is not finite, with the terms of the loss as far as they are known."""
+
+    def __init__(self, sentence: str, terms: dict[str, Any] | None = None) -> None:
+        super().__init__(sentence)
+        self.terms = terms
+
+
+def farewell(session: Session, stop: StopRequest) -> Stopped:
+    """What to tell someone whose run stops on a signal or on time. Under SLURM its signal also requeues the job."""
+    saved = session.settle()
+    why = f"signal {stop.signal.name}" if stop.signal else "the time limit"
+    if ranks.rank():  # who has got no signal stops for the same reason as the others
+        return Stopped(why, stop.exit_code or 75)
+    again = requeue(os.environ) if stop.signal and stop.exit_code == 75 else None
+    return Stopped(
+        f"Stopped by {why} after step {session.step:,} of {session.steps:,}, {kept(session, saved)}. "
+        + (f"SLURM: {again}. " if again else "")
+        + way_on(session),
+        stop.exit_code or 75,
+    )
+
+
+def trouble(session: Session, error: Exception) -> Exception:
+    """What becomes of an error on the way to the next batch, once the run is saved."""
+    saved = session.settle()
+    if isinstance(error, WorkerLost):
+        return Stopped(f"{error} Stopped after step {session.step:,}, {kept(session, saved)}. {way_on(session)}")
+    if isinstance(error, Stopped):
+        return Stopped(f"{error}. Stopped after step {session.step:,}, {kept(session, saved)}. {way_on(session)}")
+    return error
+
+
+def kept(session: Session, saved: bool) -> str:
+    """ "saved", or that it is not."""
+    if saved:
+        return "saved"
+    where = session.run.folder if session.run else session.parts.config.out
+    return f"NOT saved ({where} cannot be written; the checkpoint before it is sound)"
+
+
+def way_on(session: Session) -> str:
+    """The command that continues."""
+    return f"Continue with: barlow pretrain --resume {session.parts.config.out}"
+
+
+def diverged(session: Session, batch: Batch, error: NumbersError) -> NumbersError:
+    """The same error with the step, what it means for the run, and the remedy; leaves what reproduces it behind."""
+    config, images = session.parts.config, session.parts.images
+    rows = ranks.gather([[images.key(int(i)), int(e)] for i, e in zip(batch.images, batch.epochs, strict=True)])
+    bundle = {
+        "step": batch.step + 1,
+        "seed": config.seed,
+        "reason": str(error),
+        "terms": plain(getattr(error, "terms", None)),
+        "images": [row for part in rows for row in part],  # key and epoch of each, in the order of the batch
+        "processes": ranks.world_size(),
+    }
+    again = ""
+    if session.run:
+        file = session.run.folder / "nonfinite" / f"step-{batch.step + 1:09d}.json"
+        try:
+            file.parent.mkdir(exist_ok=True)
+            atomic_write(file, json.dumps(bundle, indent=1) + "\n")
+            again = f" barlow pretrain --replay {session.run.folder} shows it again."
+        except OSError as full:
+            session.warn(full)
+        session.log("event", message=f"step {batch.step + 1}: {error}")
+    lr = config.lr or 0.0
+    return NumbersError(
+        f"At step {batch.step + 1} {error}. Nothing was updated, and the last checkpoint is sound. "
+        f"The usual cause is a learning rate that is too large: try --lr {lr / 3:.2g} in a new --out.{again}"
+    )
+
+
+@contextmanager
+def out_of_memory_in_words(parts: Ready) -> Iterator[None]:
+    """Turns an allocation that fails into one sentence with the largest batch that fits (UserError)."""
+    device = str(parts.fabric.device)
+    before = peak_memory(device)
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, Stopped | DataError) or not is_out_of_memory(error):
+            raise
+        batch = parts.config.micro_batch or parts.config.batch_size or 1
+        raise UserError(explain_out_of_memory(error, batch=batch, before=before, device=device)) from None

@@ -1,0 +1,151 @@
+"""The processes of a run, one a device: started here, or recognised where torchrun or SLURM started them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning_fabric.plugins.precision import MixedPrecision, Precision
+from lightning_fabric.strategies.ddp import DDPStrategy
+
+from barlow.config import Config
+from barlow.console import say
+from barlow.errors import UserError
+from barlow.plan import machine
+from barlow.signals import parse_duration
+
+TIMEOUT = 900.0  # seconds that one process waits for another, unless the settings say otherwise
+GRACE = 10.0  # seconds that the processes which this one started have to end by themselves
+
+
+def launch(config: Config, stack: ExitStack) -> Fabric:
+    """Fabric on the devices of this run. What is started here ends with ``stack``. Raises UserError."""
+    device, count, _, native = machine()
+    precision = config.precision or ("bfloat16" if native else "float32")
+    if precision == "float16" and device != "cuda":
+        raise UserError("precision float16 needs a GPU; give --precision bfloat16 or float32.")
+    environment, local, nodes = surroundings(os.environ, config.devices or count)
+    if device == "cuda" and local > count:
+        raise UserError(f"devices = {local}, but this machine has {count}; give --devices {count} or fewer.")
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # our own lines say what it would say
+    children: list[subprocess.Popen[bytes]] = []
+    if isinstance(environment, LightningEnvironment) and local > 1 and "LOCAL_RANK" not in os.environ:
+        children = start_others(local)
+        stack.callback(end_others, children)
+    many = local * nodes > 1
+    fabric = Fabric(
+        accelerator=device,
+        devices=local,
+        num_nodes=nodes,
+        strategy=DDPStrategy(timeout=timedelta(seconds=patience(config))) if many else "auto",
+        plugins=[plugin for plugin in (environment if many else None, precision_plugin(precision, device)) if plugin],
+    )
+    with watching(children):
+        fabric.launch()
+    return fabric
+
+
+def patience(config: Config) -> float:
+    """Seconds that one process of the run waits for another before it takes it for dead."""
+    return parse_duration(config.timeout) if config.timeout else TIMEOUT
+
+
+def precision_plugin(precision: str, device: str) -> Precision:
+    """Autocast for everything but float32; float16 also scales the loss, and skips steps whose gradients overflow."""
+    if precision == "float32":
+        return Precision()
+    scaler = torch.amp.GradScaler(device) if precision == "float16" else None
+    return MixedPrecision("16-mixed" if scaler else "bf16-mixed", device=device, scaler=scaler)
+
+
+def surroundings(variables: Mapping[str, str], wanted: int) -> tuple[ClusterEnvironment, int, int]:
+    """(who started this process, processes on this machine, machines), from the environment variables.
+
+    torchrun says LOCAL_WORLD_SIZE; srun says SLURM_STEP_NUM_TASKS (a batch script that calls us without srun has the
+    other SLURM variables, but is one process). Else it is up to us to start ``wanted``.
+    """
+    if "LOCAL_WORLD_SIZE" in variables:
+        local = int(variables["LOCAL_WORLD_SIZE"])
+        return TorchElasticEnvironment(), local, int(variables["WORLD_SIZE"]) // local
+    if "SLURM_STEP_NUM_TASKS" in variables:
+        tasks, nodes = int(variables["SLURM_STEP_NUM_TASKS"]), int(variables.get("SLURM_STEP_NUM_NODES", 1))
+        if tasks % nodes:
+            raise UserError(f"{tasks} tasks on {nodes} nodes: give srun the same number on each, --ntasks-per-node")
+        return SLURMEnvironment(), tasks // nodes, nodes
+    return LightningEnvironment(), wanted, 1
+
+
+def start_others(local: int) -> list[subprocess.Popen[bytes]]:
+    """Starts this very command ``local`` - 1 times more, each told its number by torchrun's variables."""
+    if hasattr(sys, "ps1") or sys.orig_argv[1:2] == ["-c"]:
+        raise UserError(f"devices = {local} needs a program that can start again: use the command line or a script")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "LOCAL_RANK": "0",
+                   "WORLD_SIZE": str(local)}  # fmt: skip
+    command = [sys.executable, *sys.orig_argv[1:]]
+    return [
+        subprocess.Popen(command, env={**os.environ, "LOCAL_RANK": str(number)}, stdin=subprocess.DEVNULL)
+        for number in range(1, local)
+    ]
+
+
+def end_others(children: list[subprocess.Popen[bytes]]) -> None:
+    """Waits for the other processes; one that does not end is killed, for none may outlive the run."""
+    for child in children:
+        try:
+            child.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+@contextmanager
+def watching(children: list[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Until all have found each other: a child that dies before that ends this process, which would wait for it."""
+    met = threading.Event()
+
+    def watch() -> None:
+        while not met.wait(0.2):
+            dead = [number for number, child in enumerate(children, 1) if child.poll()]
+            if dead:
+                say(f"barlow: process {dead[0]} of {len(children) + 1} could not start (its reason stands above)")
+                for child in children:
+                    child.kill()
+                os._exit(abs(children[dead[0] - 1].returncode))  # the main thread hangs in a call that cannot be ended
+
+    thread = threading.Thread(target=watch, daemon=True)
+    if children:
+        thread.start()
+    try:
+        yield
+    finally:
+        met.set()
+
+
+def requeue(variables: Mapping[str, str]) -> str | None:
+    """Asks SLURM to run this job again, as its signal SIGUSR1 means; returns what came of it, None outside SLURM."""
+    job = variables.get("SLURM_ARRAY_JOB_ID")
+    job = f"{job}_{variables['SLURM_ARRAY_TASK_ID']}" if job else variables.get("SLURM_JOB_ID")
+    if job is None:
+        return None
+    if shutil.which("scontrol") is None:
+        return f"job {job} is not requeued: there is no scontrol here"
+    done: Any = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    return f"job {job} is requeued" if done.returncode == 0 else f"job {job} is not requeued: {done.stderr.strip()}"
