@@ -42,7 +42,7 @@ def folder(path: Path, count: int = 40) -> Path:
 
 def test_verbs() -> None:
     verbs = {name for command in app for name in [command] if not name.startswith("-")}
-    assert verbs == {"check", "embed", "evaluate", "pretrain", "report", "views"}
+    assert verbs == {"check", "embed", "evaluate", "export", "pretrain", "report", "views"}
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,6 +76,10 @@ def test_pretrain_then_embed_then_report(capsys: pytest.CaptureFixture[str], tmp
     code, out, _ = call(capsys, "embed", run, images, "-o", tmp_path / "e.npy")
     np.testing.assert_array_equal(np.load(tmp_path / "e.npy"), np.stack(table["embedding"].to_pylist()).astype("f4"))
     assert (tmp_path / "e.txt").read_text().split() == table["path"].to_pylist()
+    code, out, err = call(capsys, "export", run, "--to", "timm", "-o", tmp_path / "folder")
+    assert code == 0, err
+    assert "opened again with timm; on 8 images the largest difference is" in out
+    assert "40 images of `images`" in (tmp_path / "folder" / "README.md").read_text()
     code, out, _ = call(capsys, "report", run)
     assert (code, out.strip()) == (0, str(run / "report.html"))
 
@@ -138,6 +142,8 @@ def mistakes(tmp: Path) -> dict[str, tuple[list[object], str]]:
         "not a number": (["pretrain", images, "--lr", "fast"], "--lr"),
         "resume of nothing": (["pretrain", "--resume", tmp / "none"], "no run to resume"),
         "no such run": (["embed", tmp / "none", images, "-o", tmp / "e.npy"], "neither a run folder"),
+        "export to nowhere": (["export", tmp / "none", "--to", "timm", "-o", tmp / "e"], "neither a run folder"),
+        "export to what": (["export", tmp / "none", "--to", "caffe", "-o", tmp / "e"], "--to"),
         "report of nothing": (["report", tmp / "none"], "none"),
         "unknown verb": (["train", images], "Unknown command"),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
@@ -150,6 +150,36 @@ def check(images: str, /, *, split: tuple[str, ...] = (), json: bool = False) ->
     text, usable = check_images(images, split, json)
     print(text)
     sys.exit(0 if usable else DataError.exit_code)
+
+
+@app.command
+def export(
+    run: Path,
+    /,
+    *,
+    to: Literal["timm", "onnx", "torch"],
+    output: Annotated[Path, Parameter(name=["--output", "-o"])],
+    with_preprocessing: Annotated[bool, Parameter(negative="")] = False,
+    images: str | None = None,
+    push: str | None = None,
+) -> None:
+    """Write the encoder for another tool, open it there again, and compare its features with ours.
+
+    When they differ nothing is left behind.
+
+    Args:
+        run: Run folder or encoder folder.
+        to: timm (a folder, which transformers opens as well), onnx (for ONNX Runtime) or torch (a torch.export .pt2).
+        output: Folder, FILE.onnx or FILE.pt2.
+        with_preprocessing: Take uint8 images (n, height, width, channels) of any size, not preprocessed ones.
+        images: Images to compare on. [default: the held-out images of the run]
+        push: Then upload the timm folder to the Hugging Face Hub as this repository, user/name.
+    """
+    from barlow.export import export_encoder
+
+    done = export_encoder(run, to, output, with_preprocessing=with_preprocessing, images=images, push=push)
+    print(f"{done.path}: opened again with {done.tool}; on {done.images:,} images the largest difference is "
+          f"{done.difference:.2g}, of features up to {done.largest:.2g}")  # fmt: skip
 
 
 @app.command

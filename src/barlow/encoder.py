@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, final
 
@@ -53,7 +54,9 @@ class Encoder(nn.Module):
                 raise ValueError(f"the encoder takes images (h, w, {self.channels}), not {image.shape}")
         sizes = np.array([image.shape[:2] for image in images], np.int64)
         none = np.zeros(len(images), np.int64)
-        central = draw(View(), 0, none, none, 0, sizes, self.channels)
+        side = sizes.min(axis=1)
+        box = np.stack([(sizes[:, 1] - side) // 2, (sizes[:, 0] - side) // 2, side, side], axis=1)
+        central = replace(draw(View(), 0, none, none, 0, sizes, self.channels), box=box)
         pixels = torch.from_numpy(crop(images, central, self.size))
         mean, std = cast(Tensor, self.mean), cast(Tensor, self.std)
         unit = pixels.to(mean.device).permute(0, 3, 1, 2).float()
@@ -78,7 +81,8 @@ def save_encoder(
         "num_classes": 0,
         "num_features": features,
         "global_pool": pool if isinstance(pool := getattr(model, "global_pool", None), str) else "avg",
-        "model_args": dict(arguments),
+        # without num_classes: it stands above, and transformers gives it a second time
+        "model_args": {key: value for key, value in arguments.items() if key != "num_classes"},
         "pretrained_cfg": {
             "tag": "barlow",
             "custom_load": False,

@@ -14,6 +14,7 @@ from lightning_fabric import Fabric
 from barlow import ranks
 from barlow.agreement import leave, together
 from barlow.batches import ViewLike
+from barlow.card import write_card
 from barlow.checkpoint import latest, load
 from barlow.config import Config, differences, read_toml, to_toml
 from barlow.console import say
@@ -245,6 +246,8 @@ def finish(session: Session, quiet: bool) -> None:
         )  # fmt: skip
     session.settle()
     report = write_report(folder)
+    for name in ("encoder", "encoder_b")[: len(parts.network.encoders)]:
+        write_card(folder / name)
     if not quiet:
         say(f"encoder      {folder / 'encoder'}\nreport       {report}")
 

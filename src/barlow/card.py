@@ -1,0 +1,148 @@
+"""The model card of an encoder folder: what it is, how to open it, what trained it, what was measured, limits."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from barlow.encoder import read_config
+from barlow.files import atomic_write
+from barlow.report import Folder, read_folder
+from barlow.story import evaluation_table, last, overall, spell
+
+CARD = "README.md"
+
+FRONT = """---
+library_name: timm
+pipeline_tag: image-feature-extraction
+tags:
+- timm
+- transformers
+- self-supervised-learning
+- barlow-twins
+---
+"""
+SETTINGS = (
+    "image_size", "channels", "views", "twins", "projector", "lambda", "batch_size", "steps", "optimizer", "lr",
+    "weight_decay", "precision", "seed", "pretrained",
+)  # fmt: skip
+MEASURES = (  # measure, words
+    ("twins_found", "held-out images that find their second view among all others"),
+    ("effective_rank", "effective rank: directions in use"),
+    ("relative_spread", "relative spread: 0 is the same answer for every image"),
+    ("mean_diagonal", "agreement of the two views"),
+    ("off_diagonal_excess", "redundancy between features; 1 is chance"),
+)
+LIMITS = """\
+- The features know what separates the training images under these random views, and nothing else. What the views change
+  (colour, position, scale …) the encoder was trained to ignore.
+- The measures above are label-free: they show that the encoder has not collapsed, not that it is good at a task.
+  Measure that with labels of your own.
+- Images of another kind, size or number of channels than the training images are outside what was measured.
+- No licence is stated here. It depends on the training images: choose one before you publish.
+"""
+
+
+def write_card(folder: Path) -> None:
+    """Writes README.md into an encoder folder."""
+    atomic_write(folder / CARD, model_card(folder))
+
+
+def model_card(folder: Path) -> str:
+    """The card of an encoder folder, as Markdown with front matter; from the run folder around it what is there.
+
+    No path, host or user name goes into it: a card is made to be published.
+    """
+    config = read_config(folder)
+    run = read_folder(folder.parent)
+    channels, size, _ = config["pretrained_cfg"]["input_size"]
+    features = config.get("num_features", "")
+    name = _plain(str(config["architecture"]))
+    parts = [
+        FRONT,
+        f"# {name}, trained with Barlow Twins\n",
+        f"An image encoder ({name}, {features} features, {channels} × {size} × {size} pixels), trained without labels "
+        f"with [Barlow Twins](https://arxiv.org/abs/2103.03230) on {_images(run)}.\n",
+        _usage(channels, size),
+        f"## Training\n\n{_settings(config, run)}",
+        f"## Label-free measures\n\n{_measures(run)}",
+        _labels(run),
+        f"## Limits\n\n{LIMITS}",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _usage(channels: int, size: int) -> str:
+    code = [
+        "import timm", "",
+        'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # on the Hub: "hf-hub:user/name"',
+        "transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))",
+    ]  # fmt: skip
+    if channels == 3:
+        code += ["", "from transformers import AutoImageProcessor, AutoModel", "",
+                 'model = AutoModel.from_pretrained("FOLDER")',
+                 'processor = AutoImageProcessor.from_pretrained("FOLDER")']  # fmt: skip
+    else:
+        code += [f"# transform is for RGB pictures; this encoder takes {channels} × {size} × {size}, scaled to 0..1,"
+                 "\n# less model.pretrained_cfg['mean'], divided by model.pretrained_cfg['std']"]  # fmt: skip
+    return "## Use\n\n```python\n" + "\n".join(code) + "\n```\n"
+
+
+def _images(run: Folder) -> str:
+    source = run.config.get("images")
+    name = _plain(Path(str(source)).name) if source else "images that the run does not name"
+    count = _count(run)
+    return f"{count:,} images of `{name}`" if source and count else f"`{name}`" if source else name
+
+
+def _count(run: Folder) -> int:
+    """Number of images in the run's index; 0 when there is none."""
+    import pyarrow.parquet as pq
+
+    index = run.path / "index.parquet"
+    try:
+        return int(pq.read_metadata(index).num_rows) if index.is_file() else 0
+    except (OSError, ValueError):
+        return 0
+
+
+def _settings(config: dict[str, Any], run: Folder) -> str:
+    rows = [("encoder", f"{config['architecture']} {config['model_args']}")]
+    rows += [(word, spell(run.config[word])) for word in SETTINGS if word in run.config]
+    rows += [(word, str(run.environment[word])) for word in ("barlow", "torch", "timm") if word in run.environment]
+    return _table(("setting", "value"), rows)
+
+
+def _measures(run: Folder) -> str:
+    health = run.lines["health"]
+    if not health:
+        return "None were recorded beside these files.\n"
+    verdict = overall(health)
+    rows = []
+    for measure, words in MEASURES:
+        found = [last(health, measure, of=of) for of in ("features", "embedding")]
+        if any(value is not None for value in found):
+            rows.append((words, *("" if value is None else f"{value:.3g}" for value in found)))
+    images = last(health, "n", of="features")
+    told = f"Verdict: **{verdict['word']}**. {_plain(verdict['sentence'])}"
+    note = f"On {images:,.0f} images that were not trained on:\n" if images else ""
+    return "\n".join([told + "\n", note, _table(("measure", "encoder", "projector"), rows)])
+
+
+def _labels(run: Folder) -> str:
+    table = evaluation_table(run.evaluation)
+    if table is None:
+        return ""
+    rows = [(row["protocol"], *(cell["text"] for cell in row["cells"])) for row in table["rows"]]
+    return "## Measured with labels\n\n" + _table(("protocol", *table["columns"]), rows)
+
+
+def _table(head: tuple[str, ...], rows: list[Any]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(_plain(str(cell)) for cell in line) + " |" for line in lines) + "\n"
+
+
+def _plain(text: str) -> str:
+    """Text from outside as one line of Markdown that cannot end a table, a code span or the front matter."""
+    return re.sub(r"[\s|`<>\[\]]+", " ", text).strip()

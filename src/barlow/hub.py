@@ -1,0 +1,33 @@
+"""The only room that sends anything anywhere, and only when the user asked: an encoder folder → a Hub repository."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+from barlow.errors import UserError
+
+
+def check_push(name: str) -> None:
+    """UserError unless ``name`` is user/name and there are credentials: asked before anything is exported."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise UserError(f"--push {name!r} is not the name of a repository such as user/name.")
+    if not get_token():
+        raise UserError("--push needs credentials for the Hugging Face Hub: run 'hf auth login', or set HF_TOKEN.")
+
+
+def upload(folder: Path, name: str) -> str:
+    """Uploads the files of ``folder`` to the repository ``name``, made private where it is new; returns its address."""
+    api = HfApi(library_name="barlow")
+    try:
+        address = str(api.create_repo(name, private=True, exist_ok=True))
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Encoder trained with barlow")
+    except OfflineModeIsEnabled:
+        raise UserError("--push cannot work while HF_HUB_OFFLINE is set; the folder itself is written.") from None
+    except (HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"The folder {folder} is written, but could not be pushed to {name}: {reason}") from None
+    return address
