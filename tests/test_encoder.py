@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,12 @@ import numpy as np
 import pytest
 import timm
 import torch
+from conftest import blobs
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
-from barlow import embed, load_encoder
+from barlow import embed, load_encoder, pretrain
+from barlow.config import Config
 from barlow.encoder import save_encoder
 from barlow.errors import UserError
 from barlow.network import build_encoder, model_arguments
@@ -60,6 +65,32 @@ def test_timms_own_preprocessing_is_ours(folder: Path) -> None:
     assert (ours - theirs).abs().max() <= 1.01 / 255 / 0.2
 
 
+def test_timm_needs_nothing_of_ours(folder: Path) -> None:
+    """In a fresh process: the folder opens in timm, and nothing of this package is imported by that."""
+    program = f"""
+import sys, timm
+model = timm.create_model("local-dir:{folder}", pretrained=True)
+assert model.num_features == 16, model.num_features
+assert not [name for name in sys.modules if name.partition(".")[0] == "barlow"]
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_new_images_of_real_numbers_are_scaled_as_those_of_the_run(tiny: Callable[..., Config], tmp_path: Path) -> None:
+    """The dim half of a data set gets the features that it has within the whole: its range is the run's."""
+    images = blobs(96).astype(np.float32) * 40 - 1000
+    np.save(tmp_path / "real.npy", images)
+    run = pretrain(tiny(images=str(tmp_path / "real.npy"), steps=2), quiet=True)
+    dim = np.argsort(images.max((1, 2)) - images.min((1, 2)))[:48]
+    assert load_encoder(run).value_range is not None
+    _, whole = embed(run, images)
+    _, half = embed(run, images[dim] * 0.5 - 500)
+    _, same = embed(run, images[dim])
+    np.testing.assert_allclose(same, whole[dim], rtol=1e-4, atol=1e-5)
+    assert not np.allclose(half, whole[dim], rtol=1e-2)
+
+
 def test_preprocess_takes_any_size_and_refuses_other_channels(folder: Path) -> None:
     encoder = load_encoder(folder)
     rng = np.random.default_rng(0)
@@ -101,6 +132,9 @@ def changed(folder: Path, tmp_path: Path, **changes: Any) -> Path:
         ({"model_args": [1]}, "is damaged"),
         ({"model_args": {"layers": [1, 1, 1, 1], "num_classes": 0}}, "cannot take|do not fit"),
         ({"pretrained_cfg": {}}, "is damaged"),
+        ({"barlow": {"value_range": [1.0]}}, "is damaged"),
+        ({"barlow": {"value_range": [2.0, 1.0]}}, "is damaged"),
+        ({"barlow": {"value_range": "ab"}}, "is damaged"),
         ({"pretrained_cfg": {"input_size": [3, 32, 32], "mean": [0, 0, 0], "std": [1, 0, 1]}}, "is damaged"),
         ({"pretrained_cfg": {"input_size": [3, 10**9, 10**9], "mean": [0, 0, 0], "std": [1, 1, 1]}}, "is damaged"),
     ],

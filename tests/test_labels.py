@@ -12,7 +12,7 @@ from corpus import encoded, folder_of, picture
 
 from barlow.errors import UserError
 from barlow.images import open_images
-from barlow.labels import labels_from_csv, labels_from_folders
+from barlow.labels import labels_from_csv, labels_from_folders, named_in_csv
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -50,6 +50,16 @@ def test_labels_from_csv(tmp_path: Path) -> None:
     table.write_text("a/00.png\n")
     with pytest.raises(UserError, match="has 1 column"):
         labels_from_csv(table, images)
+
+
+def test_a_table_may_name_a_few_of_many(tmp_path: Path) -> None:
+    folder_of(tmp_path / "in" / "a", 3)
+    images, table = open_images(tmp_path / "in"), tmp_path / "l.csv"
+    table.write_text("path,label\na/02.png,x\na/00.png,y\n")
+    assert named_in_csv(table, images).tolist() == [0, 2]
+    table.write_text("path,label\nb/02.png,x\n".replace("02", "77"))
+    with pytest.raises(UserError, match=r"none of the paths in .*, such as b/77.png, is one of the 3 images"):
+        named_in_csv(table, images)
 
 
 def test_a_file_name_that_two_images_share_does_not_decide(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_optimiser_follows_batch_and_architecture() -> None:
 def test_batch_fits_the_images(images: int, batch: int) -> None:
     found = dataclasses.replace(SMALL, images=images)
     if images == 2:
-        with pytest.raises(UserError, match="larger than the 0 images"):
+        with pytest.raises(UserError, match="of which 2 are held out"):
             resolve(Config("a"), found)
     else:
         assert resolve(Config("a"), found)[0].batch_size == batch

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsError, Parameter, Token, UnusedCliTokensError, convert
 
 from barlow import __version__
 from barlow.config import Config, merge, read_toml
 from barlow.errors import DataError, NumbersError, Stopped, UserError
+
+
+def typed(kind: Any, tokens: Sequence[Token]) -> Any:
+    """The words of one option as a value of its type. A whole number is written as one: 9.5 is not rounded."""
+    if kind in (int, int | None) and not all(token.value.strip().lstrip("+-").isdecimal() for token in tokens):
+        raise ValueError(f"{tokens[0].value!r} is not a whole number")
+    return convert(kind, tokens)
+
 
 app = App(
     name="barlow",
     help="Self-supervised learning with Barlow Twins: unlabelled images in, a trusted encoder and a report out.",
     version=f"barlow {__version__}",
     help_format="plaintext",  # markdown would import a parser that help has no time for
-    default_parameter=Parameter(negative_iterable=()),
+    default_parameter=Parameter(negative_iterable=(), converter=typed),
 )
 
 Settings = Annotated[Config | None, Parameter(name="*")]
@@ -72,7 +81,8 @@ def evaluate(
         run: Run folder.
         labels: sample, a folder of class folders (train/ and test/ inside are used as such), an .npz with labels, or a
             CSV with the columns path and label.
-        images: The images that a CSV names, where they do not lie beside it.
+        images: Folder of the images that a CSV labels, which may be a few of many. [default: beside the CSV, else the
+            images that the run was trained on]
         test: Labelled images to test on, in the same forms. [default: a fifth of the labels]
         seed: Seed of the draws of few labels, and of the split where there is one.
         json: Print the result as JSON.
@@ -200,14 +210,28 @@ def main(arguments: list[str] | None = None) -> None:
     # same cores (docs/log.md); this is read once, when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        app(arguments, exit_on_error=True)
+        app(arguments, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        fail(f"barlow: {misread(error)}", UserError.exit_code)
     except (UserError, DataError, NumbersError, Stopped) as error:
         fail(f"barlow: {error}", error.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has left
         sys.exit(0)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else error.filename
+        fail(f"barlow: {name} cannot be used: {error.strerror}", UserError.exit_code)
     except KeyboardInterrupt:
         fail("barlow: interrupted", 130)
+
+
+def misread(error: CycloptsError) -> str:
+    """In one sentence, what on the command line could not be understood."""
+    if isinstance(error, UnusedCliTokensError):
+        return f"Nothing is done with {' '.join(error.unused_tokens or [])!r}: is there an option missing before it?"
+    return " ".join(str(error).split())
 
 
 def fail(sentence: str, code: int) -> None:

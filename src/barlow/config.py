@@ -1,6 +1,6 @@
 """One tree of settings: the same words in Python, on the command line and in TOML.
 
-Every field may be left out (None): ``choices.resolve`` then fills it from what it finds and says why.
+Every field may be left out (None): ``plan.resolve`` then fills it from what it finds and says why.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import tomllib
 import types
 import typing
@@ -224,8 +225,19 @@ def _in_range(config: Config) -> None:
         value = getattr(config, name)
         if value is not None and not (low <= value <= high and (closed or value > low)):
             raise UserError(f"{word(name)} = {value} is outside its range, {low:g} to {high:g}.")
-    if isinstance(config.projector, tuple) and min(config.projector) < 1:
-        raise UserError(f"projector = {config.projector} has a width below 1.")
+    if isinstance(config.projector, tuple) and min(config.projector, default=0) < 1:
+        raise UserError(f"projector = {config.projector} has no width, or one below 1.")
+    if not all(math.isfinite(value) for value in config.mean or ()):
+        raise UserError(f"mean = {config.mean} holds something that is no finite number.")
+    if not all(0 < value < math.inf for value in config.std or (1.0,)):
+        raise UserError(f"std = {config.std} holds something that is no finite number above 0.")
+    if config.time_limit:
+        from barlow.signals import parse_duration  # here, because help has no time for multiprocessing
+
+        parse_duration(config.time_limit)
+    for name in ("images", "out", "encoder", "views", "time_limit"):
+        if getattr(config, name) == "":
+            raise UserError(f"{word(name)} is empty: say which, or leave it out.")
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -20,6 +20,7 @@ from barlow.encoder import Encoder, load_encoder
 from barlow.errors import UserError
 from barlow.images import Images, open_images
 from barlow.progress import progress
+from barlow.sources import shown
 
 Rows = Iterator[tuple[list[str], NDArray[np.float32]]]
 
@@ -52,10 +53,18 @@ def embed(run: str | Path, images: Any, *, batch_size: int = 256) -> tuple[list[
     (n, h, w, c).
     """
     encoder = load_encoder(run)
-    parts = list(embed_images(encoder, open_images(images, channels=encoder.channels), batch_size))
+    parts = list(embed_images(encoder, _open(images, encoder), batch_size))
     if not parts:
         return [], np.empty((0, encoder.features), np.float32)
     return [key for keys, _ in parts for key in keys], np.concatenate([features for _, features in parts])
+
+
+def _open(images: Any, encoder: Encoder) -> Images:
+    """The images as the encoder was trained on them; those that the index leaves out are named on standard error."""
+    source = open_images(images, channels=encoder.channels, value_range=encoder.value_range)
+    for row in source.bad.to_pylist():
+        print(f"left out {shown(row['path'])}: {row['status']}", file=sys.stderr)
+    return source
 
 
 def embed_to_file(run: str | Path, images: Any, output: Path, *, batch_size: int = 256) -> int:
@@ -71,7 +80,7 @@ def embed_to_file(run: str | Path, images: Any, output: Path, *, batch_size: int
     if not output.parent.is_dir():
         raise UserError(f"The folder {output.parent} of the output does not exist; make it first.")
     encoder = load_encoder(run)
-    source = open_images(images, channels=encoder.channels)
+    source = _open(images, encoder)
     beside = output.with_name(f".{output.name}.{secrets.token_hex(4)}.tmp")
     try:
         count = writers[output.suffix](beside, output, embed_images(encoder, source, batch_size), encoder, len(source))

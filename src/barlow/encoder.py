@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,12 +29,16 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 class Encoder(nn.Module):
     """An encoder with its preprocessing: images → ``preprocess`` → (n, c, h, w) → ``forward`` → (n, features).
 
-    ``model`` is the plain timm network. ``features``, ``channels`` and ``size`` say what goes in and comes out.
+    ``model`` is the plain timm network. ``features``, ``channels`` and ``size`` say what goes in and comes out;
+    ``value_range`` is what became 0 and 1 where it was trained on images of real numbers, else None.
     """
 
-    def __init__(self, model: nn.Module, *, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, model: nn.Module, *, size: int, mean: Sequence[float], std: Sequence[float],
+        value_range: tuple[float, float] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.model = model
+        self.model, self.value_range = model, value_range
         self.size, self.channels = size, len(mean)
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
@@ -159,12 +164,17 @@ def read_config(folder: Path) -> dict[str, Any]:
             and len(cfg["mean"]) == len(cfg["std"]) == channels
             and all(isinstance(v, (int, float)) for v in (*cfg["mean"], *cfg["std"]))
             and all(v > 0 for v in cfg["std"])
+            and _is_range(config.get("barlow", {}).get("value_range"))
         )
     except (OSError, ValueError, KeyError, TypeError):
         sound = False
     if not sound:
         raise UserError(f"{folder / CONFIG} is damaged, or is not an encoder that this program wrote.")
     return cast(dict[str, Any], config)
+
+
+def _is_range(span: Any) -> bool:
+    return span is None or (len(span) == 2 and math.isfinite(span[0]) and math.isfinite(span[1]) and span[0] < span[1])
 
 
 def rebuild(config: Mapping[str, Any], folder: Path) -> nn.Module:
@@ -178,5 +188,6 @@ def rebuild(config: Mapping[str, Any], folder: Path) -> nn.Module:
 
 
 def _wrap(model: nn.Module, config: Mapping[str, Any]) -> Encoder:
-    cfg = config["pretrained_cfg"]
-    return Encoder(model, size=cfg["input_size"][1], mean=cfg["mean"], std=cfg["std"]).eval()
+    cfg, span = config["pretrained_cfg"], config.get("barlow", {}).get("value_range")
+    return Encoder(model, size=cfg["input_size"][1], mean=cfg["mean"], std=cfg["std"],
+                   value_range=(float(span[0]), float(span[1])) if span else None).eval()  # fmt: skip

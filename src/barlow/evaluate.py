@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from barlow import protocols, scores
+from barlow.config import read_toml
 from barlow.embedding import embed_images
 from barlow.encoder import Encoder, encoder_folder, load_encoder, read_config, untrained
 from barlow.errors import NumbersError, UserError
@@ -27,6 +28,7 @@ from barlow.files import atomic_write
 from barlow.guard import BadImage
 from barlow.index import in_threads
 from barlow.labelled import Labelled, divided, open_labelled
+from barlow.pairs import path_columns, read_table
 from barlow.progress import progress
 from barlow.reading import Images
 
@@ -68,12 +70,24 @@ def evaluate(
     run = Path(run)
     config = read_config(encoder_folder(run))
     trained, fresh = load_encoder(run), untrained(run, config.get("barlow", {}).get("seed") or 0)
-    labelled = open_labelled(labels, images=images, test=test, channels=trained.channels)
+    images = images or images_of_run(run, Path(labels))
+    labelled = open_labelled(
+        labels, images=images, test=test, channels=trained.channels, value_range=trained.value_range
+    )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoders = {"trained": trained.to(device), "untrained": fresh.to(device)}
     result = {"labels": str(labels)} | compare(labelled, encoders, seed=seed, batch_size=batch_size)
     atomic_write(run / "evaluation.json", json.dumps(result, ensure_ascii=False) + "\n")
     return result
+
+
+def images_of_run(run: Path, labels: Path) -> str | None:
+    """The images that a run was trained on, where ``labels`` is a CSV that does not lie beside its own; else None."""
+    if labels.suffix.lower() != ".csv" or not (run / "config.toml").is_file() or not labels.is_file():
+        return None
+    columns = path_columns(table := read_table(labels))
+    beside = any((labels.parent / name).exists() for column in columns for name in table[column])
+    return None if beside else read_toml(run / "config.toml").images
 
 
 def compare(

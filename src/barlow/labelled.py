@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from barlow.errors import UserError
 from barlow.images import SAMPLE, Images, open_images
-from barlow.labels import labels_from_csv, labels_from_folders
+from barlow.labels import labels_from_csv, labels_from_folders, named_in_csv
 from barlow.pairs import read_table
 from barlow.protocols import stratified
 
@@ -54,18 +54,20 @@ class Labelled:
 
 
 def open_labelled(
-    labels: str | Path, *, images: str | None = None, test: str | Path | None = None, channels: int | None = None
-) -> Labelled:
+    labels: str | Path, *, images: str | None = None, test: str | Path | None = None, channels: int | None = None,
+    value_range: tuple[float, float] | None = None,
+) -> Labelled:  # fmt: skip
     """Opens labelled images; ``test`` is a second source of the same forms, for testing only.
 
     ``labels``: ``sample``; a folder of class folders; a folder that holds two of these (train/ and test/ or val/) or
     train.npz and test.npz; an ``.npz`` with ``images`` and ``labels`` (integers (n,): classes, 0 and 1 (n, c): labels
     that do not exclude each other, real numbers: values); a data set file that carries labels; a CSV with a column
     ``path`` and one of ``label``, ``labels`` (several, separated by ;) or ``value``, and maybe ``split`` (train, test).
-    ``images``: where the images of a CSV are; default: where the CSV is. Raises UserError.
+    ``images``: where the images of a CSV are, which may then label a few of many; default: the files that it names, as
+    seen from where it lies. Raises UserError.
     """
     first, second = (labels, test) if test is not None else _parts(labels)
-    found, targets, given = _open(first, images, channels)
+    found, targets, given = _open(first, images, channels, value_range)
     if second is None:
         return Labelled((found,), targets, given, "the column split" if given is not None else "")
     if given is not None:
@@ -98,6 +100,8 @@ def _open(
     path = SAMPLE if source == "sample" else Path(source)
     if path.suffix.lower() == ".csv":
         found = open_images(images or path, channels=channels, value_range=value_range)
+        if images is not None:
+            found = _only(found, named_in_csv(path, found))
         targets, part = _from_csv(path, found)
         return found, targets, part
     if images is not None:
@@ -117,6 +121,11 @@ def _open(
         raise UserError(f"{source} carries no labels: give class folders, an .npz with labels, or a CSV of path,label")
     values, names = labels_from_folders(found)
     return found, Targets("classes", values, names), None
+
+
+def _only(images: Images, chosen: NDArray[np.int64]) -> Images:
+    """These images of a source of files."""
+    return replace(images, rows=images.rows.take(chosen), sizes=images.sizes[chosen])
 
 
 def _numbers(path: Path) -> Targets | None:

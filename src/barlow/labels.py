@@ -37,6 +37,32 @@ def labels_from_csv(path: Path, images: Images, column: str | None = None) -> tu
     image has that. Classes are numbered in the order of their names (of their values where all are whole numbers).
     Raises UserError when an image has no label or a row belongs to no image.
     """
+    found, unknown = _matched(path, images, column)
+    missing = [images.key(i) for i in range(len(images)) if i not in found]
+    if missing or unknown:
+        parts = [f"{len(missing):,} images have no label, for example {missing[0]}"] if missing else []
+        parts += [f"{len(unknown):,} labels belong to no image, for example {unknown[0]}"] if unknown else []
+        raise UserError(f"{path} is not the table of labels of these images: " + " and ".join(parts))
+    return _numbered([found[i] for i in range(len(images))])
+
+
+def named_in_csv(path: Path, images: Images) -> IntArray:
+    """Numbers of the images that a table of labels names, in the order of the images: it may label a few of many.
+
+    Raises UserError when there are none.
+    """
+    found, unknown = _matched(path, images, None)
+    if not found:
+        first = f", such as {unknown[0]}," if unknown else ""
+        raise UserError(
+            f"none of the paths in {path}{first} is one of the {len(images):,} images: "
+            "give the folder that they lie in as images"
+        )
+    return np.array(sorted(found), np.int64)
+
+
+def _matched(path: Path, images: Images, column: str | None) -> tuple[dict[int, str], list[str]]:
+    """(what the table says of the images that it names, paths that belong to no image)."""
     given = _given(path, column)
     keys = [images.key(i) for i in range(len(images))]
     by_key = {key: i for i, key in enumerate(keys)}
@@ -54,12 +80,7 @@ def labels_from_csv(path: Path, images: Images, column: str | None = None) -> tu
                 unknown.append(name)
         elif found.setdefault(i, label) != label:
             raise UserError(f"{path} gives {keys[i]} two labels, {found[i]} and {label}")
-    missing = [key for i, key in enumerate(keys) if i not in found]
-    if missing or unknown:
-        parts = [f"{len(missing):,} images have no label, for example {missing[0]}"] if missing else []
-        parts += [f"{len(unknown):,} labels belong to no image, for example {unknown[0]}"] if unknown else []
-        raise UserError(f"{path} is not the table of labels of these images: " + " and ".join(parts))
-    return _numbered([found[i] for i in range(len(keys))])
+    return found, unknown
 
 
 def _given(path: Path, column: str | None) -> list[tuple[str, str]]:

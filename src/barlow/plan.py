@@ -91,6 +91,11 @@ def resolve(config: Config, found: Findings) -> tuple[Config, list[Choice]]:
 def _consistent(config: Config, found: Findings) -> None:
     """Refuses settings that cannot train."""
     left = found.images - (config.held_out or 0)
+    if left < 2:
+        raise UserError(
+            f"{found.images:,} usable images, of which {config.held_out:,} are held out, leave {max(left, 0)} to "
+            "train on; training needs at least 2, and many to learn anything: give more images or a smaller --held-out."
+        )
     if config.batch_size and config.batch_size > left:
         raise UserError(
             f"batch_size = {config.batch_size} is larger than the {left:,} images to train on; "

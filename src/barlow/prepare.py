@@ -23,6 +23,7 @@ from barlow.images import Images
 from barlow.network import Twins, build_encoder, build_twins, model_arguments
 from barlow.optimise import build_optimizer
 from barlow.plan import Findings, machine
+from barlow.sources import shown
 from barlow.views import PRESETS, View
 
 LOOKED_AT = 1000  # images that mean, standard deviation and median size are measured on
@@ -52,7 +53,9 @@ def look(images: Images) -> Findings:
     """What the automatic choices depend on, from up to a thousand images spread evenly over the collection."""
     if len(images) < 2:
         only = "no usable image" if len(images) == 0 else "only one usable image"
-        raise UserError(f"There is {only} here; training needs many. Check the path, or see quarantined files above.")
+        bad = [f"{shown(row['path'])}: {row['status']}" for row in images.bad.slice(0, 1).to_pylist()]
+        why = f" ({images.bad.num_rows:,} files cannot be used, the first {bad[0]})" if bad else ""
+        raise UserError(f"There is {only} here{why}; training needs many. Check the path; barlow check says more.")
     device, devices, cores, native = machine()
     chosen = np.unique(np.linspace(0, len(images) - 1, LOOKED_AT).astype(np.int64))
     moments = np.zeros((2, images.channels))

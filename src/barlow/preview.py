@@ -10,6 +10,7 @@ from typing import Any
 from barlow.check import check
 from barlow.check_table import rows
 from barlow.config import Config
+from barlow.errors import UserError
 from barlow.prepare import views_of
 from barlow.run import survey
 from barlow.sheet import contact_sheet
@@ -17,6 +18,10 @@ from barlow.sheet import contact_sheet
 
 def show_views(config: Config, output: Path, count: int) -> Path:
     """Writes a contact sheet of ``count`` images of ``config.images`` with the views that a run would draw."""
+    if count < 1:
+        raise UserError(f"count = {count}: a contact sheet shows at least one image.")
+    if not output.parent.is_dir():
+        raise UserError(f"The folder {output.parent} of the output does not exist; make it first.")
     images, resolved, _ = survey(config, None)
     size, seed = resolved.image_size, resolved.seed
     assert size is not None and seed is not None

@@ -238,11 +238,12 @@ def finish(session: Session, quiet: bool) -> None:
         return
     parts, config, folder = session.parts, session.parts.config, session.run.folder
     assert config.encoder and config.image_size and config.mean and config.std
+    span = parts.images.value_range if parts.images.dtype == "float32" else None
     for encoder, name in zip(parts.network.encoders, ("encoder", "encoder_b"), strict=False):
         save_encoder(
             folder / name, encoder, name=config.encoder, arguments=parts.arguments, size=config.image_size,
             mean=config.mean, std=config.std,
-            origin={"images": config.images, "steps": session.step, "seed": config.seed},
+            origin={"images": config.images, "steps": session.step, "seed": config.seed, "value_range": span},
         )  # fmt: skip
     session.settle()
     report = write_report(folder)
