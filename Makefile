@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test test-long check bench
+.PHONY: install demo test test-long check bench dist
 
 install: $(VENV)/.installed
 
@@ -30,3 +30,10 @@ check: install  ## lint and types only
 
 bench: install  ## the benchmarks, one after the other; quiet machine, half an hour
 	for file in objective views data step; do $(BIN)/python benchmarks/$$file.py || exit 1; done
+
+dist: install  ## wheel and sdist, the wheel installed into an empty environment, and the main job run from there
+	rm -rf dist build/empty && $(BIN)/python -m hatchling build
+	$(PYTHON) -m venv build/empty
+	build/empty/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt dist/*.whl
+	cd build/empty && bin/barlow --version && bin/barlow pretrain sample --out run --steps 20 \
+	&& bin/barlow export run --to timm -o folder && bin/barlow embed run sample -o sample.parquet

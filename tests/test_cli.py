@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import blobs
 from PIL import Image
 
@@ -42,21 +44,45 @@ def folder(path: Path, count: int = 40) -> Path:
 
 def test_verbs() -> None:
     verbs = {name for command in app for name in [command] if not name.startswith("-")}
-    assert verbs == {"check", "embed", "evaluate", "export", "pretrain", "report", "views"}
+    assert verbs == {"check", "completion", "embed", "evaluate", "export", "pretrain", "report", "views"}
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "--version")
-    assert (code, out.strip()) == (0, f"barlow {barlow.__version__}")
+    assert code == 0
+    assert re.fullmatch(
+        rf"barlow {re.escape(barlow.__version__)}, torch {re.escape(torch.__version__)}, .+", out.strip()
+    )
+    shown = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "(no GPU)"
+    assert shown in out
 
 
-def test_help_does_not_import_torch() -> None:
-    program = "import sys; from barlow.cli import main\ntry: main(['pretrain', '--help'])\n"
-    program += "finally: assert 'torch' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["pretrain", "--help"]])
+def test_help_and_version_do_not_import_torch(words: list[str]) -> None:
+    """Through the module, as where the script is not on the path. The time itself is noise on a busy machine."""
+    program = "import runpy, sys\ntry: runpy.run_module('barlow', run_name='__main__')\n"
+    program += "finally: assert not {'torch', 'numpy', 'pyarrow', 'timm'} & sys.modules.keys()"
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert "barlow" in done.stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_the_verbs_and_their_options(capsys: pytest.CaptureFixture[str], shell: str) -> None:
+    code, out, _ = call(capsys, "completion", shell)
+    assert code == 0
+    for word in ("pretrain", "export", "batch-size", "with-preprocessing"):
+        assert word in out
+    if shutil.which(shell):
+        done = subprocess.run([shell, "-n"], input=out, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_help_has_the_promised_names(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "pretrain", "--help")
+    assert code == 0
     for option in OPTIONS.split():
-        assert option in done.stdout
+        assert option in out
 
 
 def test_pretrain_then_embed_then_report(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -25,10 +25,20 @@ def typed(kind: Any, tokens: Sequence[Token]) -> Any:
 app = App(
     name="barlow",
     help="Self-supervised learning with Barlow Twins: unlabelled images in, a trusted encoder and a report out.",
-    version=f"barlow {__version__}",
+    version=lambda: version_line(),
     help_format="plaintext",  # markdown would import a parser that help has no time for
     default_parameter=Parameter(negative_iterable=(), converter=typed),
 )
+
+
+def version_line() -> str:
+    """The version of barlow and of torch, and the device that a run would use; torch itself is not imported."""
+    from barlow.environment import accelerators, cpu_model, torch_version
+
+    found = accelerators()
+    device = f"{len(found)} × {found[0]}" if found else f"{cpu_model()} (no GPU)"
+    return f"barlow {__version__}, torch {torch_version()}, {device}"
+
 
 Settings = Annotated[Config | None, Parameter(name="*")]
 
@@ -202,6 +212,18 @@ def report(run: Path, /) -> None:
     from barlow.report import write_report
 
     print(write_report(run))
+
+
+@app.command
+def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
+    """Print a script that completes the words of this program in a shell.
+
+    bash: barlow completion bash > ~/.local/share/bash-completion/completions/barlow
+
+    Args:
+        shell: The shell that it is for.
+    """
+    print(app.generate_completion(shell=shell))
 
 
 def main(arguments: list[str] | None = None) -> None:

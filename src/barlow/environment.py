@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
+import re
 import shlex
 import socket
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +58,35 @@ def device_name(device: str) -> str:
 
         return torch.cuda.get_device_name(device)
     return cpu_model() if device.startswith("cpu") else device
+
+
+def torch_version() -> str:
+    """torch's version with its build (+cpu, +cu132), read from its file without the second that importing it takes."""
+    found = find_spec("torch")
+    try:
+        words = (Path(found.origin).parent / "version.py").read_text() if found and found.origin else ""
+    except OSError:
+        words = ""
+    named = re.search(r"^__version__ = '([^']+)'", words, re.MULTILINE)
+    return named[1] if named else package_version("torch") or "not installed"
+
+
+def accelerators() -> list[str]:
+    """The GPUs that torch would see (CUDA's driver is asked, as torch does), by the maker's name."""
+    if sys.platform == "darwin":
+        return ["Apple GPU"] if platform.machine() == "arm64" else []
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return []
+    count, names = ctypes.c_int(), []
+    if "+cpu" in torch_version() or driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return []
+    for number in range(count.value):
+        device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
+        if driver.cuDeviceGet(ctypes.byref(device), number) == 0 and driver.cuDeviceGetName(name, 256, device) == 0:
+            names.append(name.value.decode("utf-8", "replace"))
+    return names
 
 
 def cpu_model() -> str:
