@@ -50,9 +50,7 @@ def test_verbs() -> None:
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "--version")
     assert code == 0
-    assert re.fullmatch(
-        rf"barlow {re.escape(barlow.__version__)}, torch {re.escape(torch.__version__)}, .+", out.strip()
-    )
+    assert out.startswith(f"barlow {barlow.__version__}, torch {torch.__version__}, ")
     shown = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "(no GPU)"
     assert shown in out
 
