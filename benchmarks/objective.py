@@ -77,7 +77,7 @@ def bare_products(form: str, z_a: Tensor, z_b: Tensor) -> Callable[[], object]:
 
     def gram() -> None:
         for z, out in ((z_a, out_a), (z_b, out_b)):
-            forms.add_gram(square, z, panels)
+            forms.multiply_symmetric(square, z, panels)
             torch.mm(square, z, out=out)
 
     def correlation() -> None:

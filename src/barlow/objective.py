@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from barlow import forms, ranks, small
 from barlow.errors import NumbersError, UserError
+from barlow.standardise import EPS
 
-DEAD = (2 * forms.EPS) ** -0.5  # 1/sqrt(variance + eps) above this: a variance below eps
+DEAD = (2 * EPS) ** -0.5  # 1/sqrt(variance + eps) above this: a variance below eps
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,14 +132,15 @@ class _Loss(torch.autograd.Function):
         dtype = torch.float64 if any(view.dtype == torch.float64 for view in z) else torch.float32
         form = forms.cheaper(total, dim, len(z), world, halves=z[0].device.type == "cpu")
         across = form == "gram" and world > 1  # this process holds a share of the columns
+        straight = form == "correlation" and small.fits(z, world, lambda_)
         with _no_autocast(z[0]):
             held = tuple(ranks.rows_to_columns(view, counts) for view in z) if across else z
             if form == "gram":
-                saved, squares = forms.gram(held, dtype)
-            elif small.fits(z, world):
-                saved, squares = small.correlation(held, dtype)
+                kept, saved, squares = forms.gram(held, dtype)
+            elif straight:
+                kept, saved, squares = small.correlation(held, dtype, lambda_)
             else:
-                saved, squares = forms.correlation(held, total, dtype)
+                kept, saved, squares = forms.correlation(held, total, dtype, lambda_)
             diagonals = [ranks.gather_rows(c) for c in saved.diagonal] if across else saved.diagonal
             diagonal = diagonals[0] if len(z) == 2 else torch.stack(tuple(diagonals))
             if form == "gram":
@@ -153,10 +155,12 @@ class _Loss(torch.autograd.Function):
         redundancy = max(0.0, off) / len(saved.diagonal)
         loss = saved.scale[0].new_full((), invariance + lambda_ * redundancy)
         ctx.lambda_, ctx.counts, ctx.form, ctx.dim, ctx.across = lambda_, counts, form, dim, across
-        ctx.lengths = [len(z), *map(len, saved)]
-        ctx.save_for_backward(*held, *chain.from_iterable(saved))
-        kept = saved._replace(mean=(), hat=(), products=saved.products if form == "correlation" else ())
-        matrix = partial(_cross_correlation, [view.detach() for view in z], total, kept)
+        ctx.straight, ctx.kept = straight, {} if straight else {"hats": kept}
+        fields = [held, kept if straight else (), *saved]
+        ctx.lengths = [len(field) for field in fields]
+        ctx.save_for_backward(*chain.from_iterable(fields))
+        at_hand = (saved.products, saved.diagonal) if form == "correlation" and lambda_ else None
+        matrix = partial(_cross_correlation, [view.detach() for view in z], total, dtype, at_hand)
         mean = diagonal if len(z) == 2 else diagonal.mean(0)
         return loss, (invariance, redundancy, floor(total, dim, lambda_), mean, dead, form, matrix)
 
@@ -164,32 +168,41 @@ class _Loss(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph=True: better no second derivative than one that lacks this part
             raise RuntimeError("the Barlow Twins loss has first derivatives only; call backward without create_graph")
-        tensors = iter(ctx.saved_tensors)
-        held, *fields = (tuple(islice(tensors, length)) for length in ctx.lengths)
-        saved, gain = forms.Forward(*fields), gradient * len(ctx.counts)
+        tensors, total, gain = iter(ctx.saved_tensors), sum(ctx.counts), gradient * len(ctx.counts)
+        held, unscaled, *fields = (tuple(islice(tensors, length)) for length in ctx.lengths)
+        saved = forms.Forward(*fields)
         with _no_autocast(gain):
-            if ctx.form == "gram":
-                g = forms.gram_gradient(held, saved, ctx.lambda_, gain)
-            elif saved.hat:
-                g = small.gradient(saved, ctx.lambda_, gain)
-            else:
-                g = forms.correlation_gradient(held, sum(ctx.counts), saved, ctx.lambda_, gain)
+            if ctx.straight:
+                g = small.gradient(unscaled, saved.scale, ctx.lambda_, gain)
+            else:  # written over Â, which a second pass must make again
+                hats = ctx.kept.pop("hats", None) or forms.again(held, total, ctx.form, gain.dtype)
+                if ctx.form == "gram":
+                    g = forms.gram_gradient(hats, saved, ctx.lambda_, gain)
+                else:
+                    g = forms.correlation_gradient(hats, total, saved, ctx.lambda_, gain)
             if ctx.across:
                 g = [ranks.columns_to_rows(part, ctx.counts, ctx.dim) for part in g]
         return None, None, *(part.to(view.dtype) for part, view in zip(g, held, strict=True))
 
 
-def _cross_correlation(z: Sequence[Tensor], total: int, saved: forms.Forward, a: int, b: int) -> Tensor:
+def _cross_correlation(
+    z: Sequence[Tensor],
+    total: int,
+    dtype: torch.dtype,
+    at_hand: tuple[Sequence[Tensor], Sequence[Tensor]] | None,
+    a: int,
+    b: int,
+) -> Tensor:
     if not (0 <= a < len(z) and 0 <= b < len(z)):
         raise UserError(f"there are {len(z)} views, numbered from 0; given {a} and {b}")
-    if saved.products and a != b:
+    if at_hand and a != b:
         k = list(combinations(range(len(z)), 2)).index((min(a, b), max(a, b)))
-        matrix = saved.products[k].clone()
-        matrix.diagonal().copy_(saved.diagonal[k])
+        products, diagonals = at_hand
+        matrix = products[k].clone()
+        matrix.diagonal().copy_(diagonals[k])
         return matrix if a < b else matrix.T
     with torch.no_grad(), _no_autocast(z[0]):
-        mean, scale = forms.moments(z, total, saved.scale[0].dtype)
-        return forms.correlations(z, total, mean, scale, [(a, b)])[0]
+        return forms.correlations(forms.again(z, total, "correlation", dtype), total, [(a, b)])[0]
 
 
 def _agreed_counts(z: Sequence[Tensor], lambda_: float | None) -> list[int]:
