@@ -173,6 +173,30 @@ def check(images: str, /, *, split: tuple[str, ...] = (), json: bool = False) ->
 
 
 @app.command
+def curate(
+    run: Path,
+    images: str,
+    /,
+    *,
+    output: Annotated[Path, Parameter(name=["--output", "-o"])],
+    picks: int = 100,
+    seed: int = 0,
+) -> None:
+    """Find near-duplicates and outliers by the encoder's features, and choose a diverse set of images to label first.
+
+    Args:
+        run: Run folder or encoder folder.
+        images: Anything that pretrain takes.
+        output: FILE.csv, one row an image; a contact sheet goes into FILE.png.
+        picks: Number of images to choose.
+        seed: Seed of the clustering that chooses them.
+    """
+    from barlow.curate import curate
+
+    print(f"{output}: {curate(run, images, output, picks=picks, seed=seed)}")
+
+
+@app.command
 def export(
     run: Path,
     /,

@@ -66,6 +66,23 @@ def contact_sheet(
     return path
 
 
+def cell(array: NDArray[Any], key: str, text: str = "") -> Cell:
+    """One picture (h, w, c) of a sheet, its name and a line of text under it."""
+    low, high = _range(array)
+    return Cell(_fitted(_picture(array, low, high))[0], f"{_shortened(key)}\n{text}" if text else _shortened(key))
+
+
+def strips(rows: Sequence[tuple[str, Sequence[Cell]]]) -> Image.Image:
+    """A sheet of titled rows of pictures, each row as long as it is; a blank page when there are none."""
+    pages = [_composed([list(cells)], [title]) for title, cells in rows if cells]
+    width, height = max((p.width for p in pages), default=CELL), sum(p.height for p in pages)
+    sheet, top = Image.new("RGB", (width, height or CELL), PAPER), 0
+    for page in pages:
+        sheet.paste(page, (0, top))
+        top += page.height
+    return sheet
+
+
 def caption(draws: Draws, i: int) -> list[str]:
     """What was drawn for image ``i`` in a few words each; what was left as it is goes unmentioned."""
     width, height = draws.box[i, 2:].tolist()
@@ -153,8 +170,8 @@ def _shortened(key: str) -> str:
     return key if len(key) <= 30 else f"{key[:12]}…{key[-17:]}"
 
 
-def _composed(rows: list[list[Cell]]) -> Image.Image:
-    """The sheet: a line of headings, then row after row of pictures with their text."""
+def _composed(rows: list[list[Cell]], headings: Sequence[str] = ()) -> Image.Image:
+    """The sheet: a line of headings (without any: original, view 1, …), then rows of pictures with their text."""
     file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"  # Pillow's own font has no σ
     font = ImageFont.truetype(str(file), LETTERS)
     lines = [[_wrapped(cell.text, font) for cell in row] for row in rows]
@@ -165,8 +182,9 @@ def _composed(rows: list[list[Cell]]) -> Image.Image:
     step = CELL + GAP
     sheet = Image.new("RGB", (GAP + step * len(rows[0]), 2 * GAP + LINE + sum(heights) + GAP * len(rows)), PAPER)
     pen = ImageDraw.Draw(sheet)
-    for k in range(len(rows[0])):
-        heading, colour = (f"view {k}", COLOURS[(k - 1) % len(COLOURS)]) if k else ("original", INK)
+    views = [(f"view {k}", COLOURS[(k - 1) % len(COLOURS)]) for k in range(1, len(rows[0]))]
+    shown = [(heading, INK) for heading in headings] or [("original", INK), *views]
+    for k, (heading, colour) in enumerate(shown):
         pen.text((GAP + k * step, GAP), heading, fill=colour, font=font)
     top = 2 * GAP + LINE - 8
     for row, said, height in zip(rows, lines, heights, strict=True):

@@ -1,0 +1,92 @@
+"""``barlow curate``: near-duplicates, outliers and what to label first, as a table and a contact sheet."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from barlow.curation import FAR, Curated, curate_features
+from barlow.embedding import embed_images
+from barlow.encoder import load_encoder
+from barlow.errors import DataError, UserError
+from barlow.files import atomic_write
+from barlow.guard import BadImage
+from barlow.images import Images, open_images
+from barlow.sheet import Cell, cell, strips
+
+SHOWN = 8  # pictures a row of the contact sheet
+
+
+def curate(run: str | Path, images: Any, output: Path, *, picks: int = 100, seed: int = 0) -> str:
+    """Writes ``output`` (.csv) and a contact sheet beside it (.png); returns what was found in one line.
+
+    Columns: path; group (of near-duplicates, empty where there is none); outlier (in deviations); is_outlier (0 or 1);
+    pick (1 is the first to label; empty where the image was not chosen). One row an image, in the order of the images.
+    """
+    if output.suffix != ".csv":
+        raise UserError(f"The output {output} must end in .csv.")
+    if not output.absolute().parent.is_dir():
+        raise UserError(f"The folder {output.parent} of the output does not exist; make it first.")
+    if picks < 0:
+        raise UserError(f"--picks {picks} is below 0.")
+    encoder = load_encoder(run)
+    source = open_images(images, channels=encoder.channels)
+    parts = list(embed_images(encoder, source))
+    keys = [key for part, _ in parts for key in part]
+    if len(keys) < 2:
+        raise DataError(f"{len(keys)} usable image in {images}: there is nothing to compare.")
+    found = curate_features(np.concatenate([features for _, features in parts]), picks, seed)
+    atomic_write(output, _table(keys, found))
+    rows = _rows(found)
+    where = {source.key(i): i for i in range(len(source))} if rows else {}
+    sheet = strips([(title, [_cell(source, where[keys[i]], keys[i], text) for i, text in row]) for title, row in rows])
+    buffer = io.BytesIO()
+    sheet.save(buffer, format="PNG")
+    atomic_write(output.with_suffix(".png"), buffer.getvalue())
+    groups, double = int(found.group.max()), int((found.group > 0).sum())
+    far, chosen = int((found.outlier >= FAR).sum()), int((found.pick > 0).sum())
+    copies = f"{groups:,} groups of near-duplicates ({double:,} images)"
+    return f"{len(keys):,} images: {copies}, {far:,} outliers, {chosen:,} to label first"
+
+
+def _table(keys: list[str], found: Curated) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("path", "group", "outlier", "is_outlier", "pick"))
+    for key, group, outlier, pick in zip(keys, found.group, found.outlier, found.pick, strict=True):
+        writer.writerow((key, group or "", f"{outlier:.3f}", int(outlier >= FAR), pick or ""))
+    return text.getvalue()
+
+
+def _rows(found: Curated) -> list[tuple[str, list[tuple[int, str]]]]:
+    """What the sheet shows, (title, images with a word each): large groups, the worst outliers, the first picks."""
+    rows = []
+    sizes = np.bincount(found.group)[1:]
+    for number in np.argsort(-sizes, kind="stable")[:SHOWN] + 1:
+        members = np.flatnonzero(found.group == number)
+        title = f"near-duplicates, group {number}: {len(members)} images"
+        rows.append((title, [(int(i), "") for i in members[:SHOWN]]))
+    far: NDArray[np.int64] = np.flatnonzero(found.outlier >= FAR)
+    far = far[np.argsort(-found.outlier[far], kind="stable")]
+    picked: NDArray[np.int64] = np.flatnonzero(found.pick)
+    picked = picked[np.argsort(found.pick[picked], kind="stable")]
+    outlier = [(int(i), f"{found.outlier[i]:.1f} deviations") for i in far]
+    first = [(int(i), f"number {found.pick[i]}") for i in picked]
+    for title, chosen in (("outliers", outlier), ("label these first", first)):
+        for at in range(0, min(len(chosen), 3 * SHOWN), SHOWN):
+            part = chosen[at : at + SHOWN]
+            rows.append((f"{title}, {at + 1} to {at + len(part)} of {len(chosen):,}", part))
+    return rows
+
+
+def _cell(source: Images, i: int, key: str, text: str) -> Cell:
+    try:
+        array = source.read(i)
+    except BadImage:  # it was read a moment ago
+        array = np.zeros((8, 8, source.channels), np.uint8)
+    return cell(array, key, text)

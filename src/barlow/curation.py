@@ -1,0 +1,139 @@
+"""What features say about a pile of images: near-duplicates, outliers, and which to label first.
+
+Plain arrays in and out. Copies and outliers are told by whitened features, clusters by centred ones at unit length:
+measured in docs/log.md, "Curation".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+NEIGHBOURS = 20
+BLOCK = 1024
+CLOSE = 0.35  # share of the usual distance to the 20th neighbour, below which two images are near-duplicates
+FAR = 3.0  # deviations above the usual distance to the mean, from which on an image is called an outlier
+ROWS = 10  # images for each direction that is whitened: with fewer, every image lies equally far from the mean
+
+
+@dataclass(frozen=True)
+class Curated:
+    """One number an image.
+
+    ``group``: number of its group of near-duplicates, from 1 on; 0 for an image that is alone. ``outlier``: how many
+    deviations its distance to the mean lies above the usual one; from ``FAR`` on it is an outlier. ``pick``: 1
+    for the first image to label, 2 for the next …; 0 for the others.
+    """
+
+    group: Ints
+    outlier: Floats
+    pick: Ints
+
+
+def curate_features(features: NDArray[np.floating], picks: int, seed: int = 0) -> Curated:
+    """Judges (n, d) features of n ≥ 2 images; ``picks`` images at most are chosen to be labelled first."""
+    white = whitened(features)
+    near, distance = nearest(white, min(NEIGHBOURS, len(white) - 1))
+    group, outlier = near_duplicates(near, distance), outliers(white)
+    return Curated(group, outlier, typical(unit(features), group, outlier, picks, seed))
+
+
+def whitened(features: NDArray[np.floating]) -> Floats:
+    """Centred, along the leading principal directions, each of variance 1: lengths are Mahalanobis distances."""
+    z = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
+    values, directions = np.linalg.eigh(z.T @ z / len(z))
+    kept = np.flatnonzero(values > 1e-6 * max(values[-1], 1e-30))[-max(1, len(z) // ROWS) :]
+    return np.asarray(z @ directions[:, kept] / np.sqrt(values[kept]), np.float32)
+
+
+def unit(features: NDArray[np.floating]) -> Floats:
+    """Centred, at unit length; a row of nothing but the mean stays 0."""
+    z = features.astype(np.float32) - features.mean(axis=0, dtype=np.float64).astype(np.float32)
+    length = np.linalg.norm(z, axis=1, keepdims=True)
+    made: Floats = z / np.maximum(length, 1e-12)
+    return made
+
+
+def nearest(z: Floats, k: int) -> tuple[Ints, Floats]:
+    """(n, k) numbers of the nearest other rows and their distances, nearest first; block by block, n²d operations."""
+    near, distance = np.empty((len(z), k), np.int64), np.empty((len(z), k), np.float32)
+    square = np.square(z).sum(axis=1)
+    for at in range(0, len(z), BLOCK):
+        part = z[at : at + BLOCK]
+        far = square[at : at + BLOCK, None] + square - 2 * (part @ z.T)
+        far[np.arange(len(part)), at + np.arange(len(part))] = np.inf
+        chosen = np.argpartition(far, k - 1, axis=1)[:, :k]
+        exact = np.linalg.norm(z[chosen] - part[:, None], axis=2)  # the squares above cancel between copies
+        order = np.lexsort((chosen, exact), axis=1)  # ties by number: the same answer everywhere
+        near[at : at + BLOCK] = np.take_along_axis(chosen, order, 1)
+        distance[at : at + BLOCK] = np.take_along_axis(exact, order, 1)
+    return near, distance
+
+
+def near_duplicates(near: Ints, distance: Floats) -> Ints:
+    """Groups of images joined by pairs closer than ``CLOSE`` times the usual distance to the last of the neighbours.
+
+    As SemDeDup (Abbas et al. 2023, arXiv:2303.09540) by closeness of features, with a threshold that the encoder and
+    the pile set themselves; copies, being few, do not move it.
+    """
+    pair = distance <= max(CLOSE * float(np.median(distance[:, -1])), 1e-6)
+    i, column = np.nonzero(pair)
+    n = len(near)
+    graph = coo_matrix((np.ones(len(i)), (i, near[i, column])), shape=(n, n))
+    _, member = connected_components(graph, directed=False)
+    sizes = np.bincount(member)
+    named: dict[int, int] = {}
+    return np.array([named.setdefault(int(m), len(named) + 1) if sizes[m] > 1 else 0 for m in member], np.int64)
+
+
+def outliers(white: Floats) -> Floats:
+    """How unusual the Mahalanobis distance to the mean is, in robust deviations from its median.
+
+    As SSD (Sehwag, Chiang and Mittal, ICLR 2021, arXiv:2103.12051) without clusters. Distances to neighbours did
+    worse: images of nothing (noise, stripes) lie close together for an encoder and hide each other.
+    """
+    length = np.linalg.norm(white, axis=1)
+    usual = np.median(length)
+    spread = 1.4826 * np.median(np.abs(length - usual))
+    deviations: Floats = ((length - usual) / max(float(spread), 1e-6)).astype(np.float32)
+    return deviations
+
+
+def typical(z: Floats, group: Ints, outlier: Floats, picks: int, seed: int) -> Ints:
+    """The typical image of each of ``picks`` clusters, that of the largest cluster first: 1, 2, …; 0 for all others.
+
+    TypiClust (Hacohen, Dekel and Weinshall, ICML 2022, arXiv:2202.02794), made for the first labels of all: k-means,
+    then in each cluster the image that is closest to its neighbours there. Outliers and all but the first of a group
+    of near-duplicates are not asked about.
+    """
+    from sklearn.cluster import KMeans
+
+    first_of_group = np.ones(len(z), bool)
+    numbers, first = np.unique(group, return_index=True)
+    first_of_group[group > 0] = False
+    first_of_group[first[numbers > 0]] = True
+    asked = np.flatnonzero(first_of_group & (outlier < FAR))
+    pick = np.zeros(len(z), np.int64)
+    picks = min(picks, len(np.unique(z[asked], axis=0)))
+    if picks == 0:
+        return pick
+    member = KMeans(picks, random_state=seed, n_init=1).fit_predict(z[asked])
+    clusters = sorted((asked[member == c] for c in np.unique(member)), key=lambda rows: (-len(rows), rows[0]))
+    for place, rows in enumerate(clusters, 1):
+        pick[rows[_densest(z[rows])]] = place
+    return pick
+
+
+def _densest(z: Floats) -> int:
+    """The row with the smallest mean distance to its nearest neighbours; the first one of a single row or two."""
+    if len(z) < 3:
+        return 0
+    _, distance = nearest(z, min(NEIGHBOURS, len(z) - 1))
+    return int(distance.mean(axis=1).argmin())
