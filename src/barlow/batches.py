@@ -5,11 +5,12 @@ from __future__ import annotations
 import faulthandler
 import multiprocessing
 import os
-import re
 import signal
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from typing import Any, final
 
 import numpy as np
@@ -122,35 +123,45 @@ def batches(
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["barlow.batches"])
-    loader = DataLoader(
-        _Told(source), batch_size=None, sampler=range(start, stop), num_workers=workers, collate_fn=_same,
-        pin_memory=pin, multiprocessing_context=context, worker_init_fn=_start_worker, prefetch_factor=AHEAD,
-        timeout=patience,
-    )  # fmt: skip
-    before = time.perf_counter()
-    try:
-        for made in loader:
-            if isinstance(made, Exception):
-                raise made
-            yield made, time.perf_counter() - before
-            before = time.perf_counter()
-    except RuntimeError as error:
-        if "DataLoader" not in str(error):
-            raise
-        raise WorkerLost(_lost(error, patience)) from None
+    before = set(multiprocessing.active_children())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores, if so wanted
+        loader = DataLoader(
+            _Told(source), batch_size=None, sampler=range(start, stop), num_workers=workers, collate_fn=_same,
+            pin_memory=pin, multiprocessing_context=context, worker_init_fn=_start_worker, prefetch_factor=AHEAD,
+            timeout=patience,
+        )  # fmt: skip
+        coming = iter(loader)
+    readers = set(multiprocessing.active_children()) - before
+    while True:
+        begun = time.perf_counter()
+        try:
+            made = next(coming)
+        except StopIteration:
+            return
+        except (RuntimeError, OSError, EOFError) as error:  # in which way a dead worker shows is a matter of chance
+            raise _lost(readers, error, patience) from None
+        if isinstance(made, Exception):
+            raise made
+        yield made, time.perf_counter() - begun
 
 
-def _lost(error: RuntimeError, patience: float) -> str:
-    """The sentence for a worker that is gone; one that hangs first prints where it is."""
-    if killed := re.search(r"worker \(pid\(?s?\)? ?([\d, ]+)\) (?:is killed by signal: (\w[\w ]*)|exited)", str(error)):
-        how = f"was killed by signal {killed[2]}" if killed[2] else "ended by itself"
+def _lost(readers: Collection[BaseProcess], error: Exception, patience: float) -> Exception:
+    """``error`` as the sentence for workers that are gone or hang (then each first prints where); else as it is."""
+    for reader in readers:
+        reader.join(1.0 / len(readers))  # one that is dying may not be dead yet
+    dead = [(reader.pid, reader.exitcode) for reader in readers if reader.exitcode is not None]
+    if dead:
+        pid, code = dead[0]
+        how = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else "ended by itself"
         often = "Often the machine was out of memory: try fewer --workers."
-        return f"A worker that reads images (pid {killed[1]}) {how}. {often}"
-    for worker in multiprocessing.active_children():
-        if worker.pid:
-            os.kill(worker.pid, signal.SIGUSR2)  # see _start_worker
+        return WorkerLost(f"A worker that reads images (pid {pid}) {how}. {often}")
+    if "timed out" not in str(error):
+        return error
+    for reader in readers:
+        os.kill(reader.pid or 0, signal.SIGUSR2)  # see _start_worker
     time.sleep(0.5)  # for the traces to be written
-    return f"The workers that read images made no batch in {patience:g} s; where they hang stands above."
+    return WorkerLost(f"The workers that read images made no batch in {patience:g} s; where they hang stands above.")
 
 
 @final

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, final
 
@@ -16,8 +17,12 @@ from barlow.progress import PLAIN_EVERY, duration, on_terminal
 
 
 def say(text: str) -> None:
-    """One line for the user, on standard error, so that standard output stays free for results."""
-    print(text, file=sys.stderr, flush=True)
+    """One line for the user, on standard error, so that standard output stays free for results.
+
+    A reader that has left (a closed terminal, a full log disk) does not end a run.
+    """
+    with suppress(OSError, ValueError):  # ValueError: standard error is closed
+        print(text, file=sys.stderr, flush=True)
 
 
 def lines(state: Mapping[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from signal import Signals
 from typing import Any
 
 from barlow import ranks
@@ -17,7 +18,7 @@ from barlow.prepare import Ready
 from barlow.resources import explain_out_of_memory, is_out_of_memory, peak_memory
 from barlow.runlog import plain
 from barlow.session import Session
-from barlow.signals import StopRequest
+from barlow.signals import EXIT_CODES, StopRequest
 
 
 class NotFinite(NumbersError):
@@ -31,15 +32,14 @@ class NotFinite(NumbersError):
 def farewell(session: Session, stop: StopRequest) -> Stopped:
     """What to tell someone whose run stops on a signal or on time. Under SLURM its signal also requeues the job."""
     saved = session.settle()
-    why = f"signal {stop.signal.name}" if stop.signal else "the time limit"
-    if ranks.rank():  # who has got no signal stops for the same reason as the others
-        return Stopped(why, stop.exit_code or 75)
-    again = requeue(os.environ) if stop.signal and stop.exit_code == 75 else None
+    heard = [Signals(number) for (number,) in ranks.integers([stop.signal or 0]) if number]  # perhaps by another one
+    why, code = (f"signal {heard[0].name}", EXIT_CODES[heard[0]]) if heard else ("the time limit", 75)
+    again = requeue(os.environ) if heard and code == 75 and ranks.rank() == 0 else None
     return Stopped(
         f"Stopped by {why} after step {session.step:,} of {session.steps:,}, {kept(session, saved)}. "
         + (f"SLURM: {again}. " if again else "")
         + way_on(session),
-        stop.exit_code or 75,
+        code,
     )
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -15,7 +16,9 @@ PLAIN_EVERY = 10.0  # seconds between plain lines: a log file stays short, a wat
 
 def on_terminal() -> bool:
     """True when standard error is a terminal that a live line can be drawn on (never under CI)."""
-    return sys.stderr.isatty() and not os.environ.get("CI") and os.environ.get("TERM") != "dumb"
+    return (
+        not sys.stderr.closed and sys.stderr.isatty() and not os.environ.get("CI") and os.environ.get("TERM") != "dumb"
+    )
 
 
 def duration(seconds: float) -> str:
@@ -45,7 +48,8 @@ def progress(items: Iterable[T], what: str, total: int) -> Iterator[T]:
             rate = done / (now - start)
             left = duration(max(total - done, 0) / rate)
             text = f"{what}: {done:,} of {total:,} · {rate:,.0f}/s · {left} left"
-            print(f"\r\033[K{text}" if live else text, end="" if live else "\n", file=sys.stderr, flush=True)
+            with suppress(OSError, ValueError):  # nobody listens any more: the job goes on
+                print(f"\r\033[K{text}" if live else text, end="" if live else "\n", file=sys.stderr, flush=True)
     finally:
         if live and done:
             print("\r\033[K", end="", file=sys.stderr, flush=True)

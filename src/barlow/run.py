@@ -21,7 +21,7 @@ from barlow.console import say
 from barlow.encoder import save_encoder
 from barlow.endings import out_of_memory_in_words
 from barlow.environment import environment
-from barlow.errors import UserError
+from barlow.errors import Stopped, UserError
 from barlow.images import Images, open_images, write_index
 from barlow.launch import launch
 from barlow.length import TRIAL_SECONDS, steps_of_epochs, steps_of_minutes, trial, whole
@@ -233,22 +233,33 @@ def open_session(parts: Ready, begun: Begun, started: float, allow: Collection[s
 
 
 def finish(session: Session, quiet: bool) -> None:
-    """Writes the encoder and the report, and says where they are."""
-    if session.run is None:
-        return
-    parts, config, folder = session.parts, session.parts.config, session.run.folder
+    """Writes the encoder and the report, and says where they are. Raises Stopped where the disk does not take them."""
+    with together():
+        if session.run:
+            write_results(session, session.run.folder, quiet)
+
+
+def write_results(session: Session, folder: Path, quiet: bool) -> None:
+    """The first process's part of ``finish``."""
+    if not session.settle():
+        raise Stopped(f"All {session.steps:,} steps are done, but the last checkpoint could not be written. "
+                      f"Make room for it in {folder}, then: barlow pretrain --resume {folder}")  # fmt: skip
+    parts, config = session.parts, session.parts.config
     assert config.encoder and config.image_size and config.mean and config.std
     span = parts.images.value_range if parts.images.dtype == "float32" else None
-    for encoder, name in zip(parts.network.encoders, ("encoder", "encoder_b"), strict=False):
-        save_encoder(
-            folder / name, encoder, name=config.encoder, arguments=parts.arguments, size=config.image_size,
-            mean=config.mean, std=config.std,
-            origin={"images": config.images, "steps": session.step, "seed": config.seed, "value_range": span},
-        )  # fmt: skip
-    session.settle()
-    report = write_report(folder)
-    for name in ("encoder", "encoder_b")[: len(parts.network.encoders)]:
-        write_card(folder / name)
+    try:
+        for encoder, name in zip(parts.network.encoders, ("encoder", "encoder_b"), strict=False):
+            save_encoder(
+                folder / name, encoder, name=config.encoder, arguments=parts.arguments, size=config.image_size,
+                mean=config.mean, std=config.std,
+                origin={"images": config.images, "steps": session.step, "seed": config.seed, "value_range": span},
+            )  # fmt: skip
+        report = write_report(folder)
+        for name in ("encoder", "encoder_b")[: len(parts.network.encoders)]:
+            write_card(folder / name)
+    except OSError as error:
+        raise Stopped(f"Training is done and saved, but {folder} does not take its results: {error.strerror or error}. "
+                      f"Make room, then: barlow pretrain --resume {folder}") from None  # fmt: skip
     if not quiet:
         say(f"encoder      {folder / 'encoder'}\nreport       {report}")
 

@@ -7,13 +7,11 @@ A float that is not finite is written as null: JSON has no NaN, and readers of t
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import math
 import os
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +20,7 @@ from typing import Any, final
 import numpy as np
 
 from barlow import __version__
+from barlow.console import say
 from barlow.errors import UserError
 from barlow.files import atomic_write, sweep
 from barlow.lock import Lock
@@ -109,8 +108,8 @@ class Run:
         return sorted(changed.keys() - {"started", "command", "host"})
 
     def log(self, kind: str, step: int, **values: object) -> None:
-        """Appends one line to metrics.jsonl; a process killed right after has not lost it. A full disk does not stop
-        the run: the line waits in memory for the next call.
+        """Appends one line to metrics.jsonl; a process killed right after has not lost it. A disk that is full or fails
+        does not stop the run: the line waits in memory for the next call.
 
         Write all lines of a step before the checkpoint of that step. Raises ValueError for a kind not in ``KINDS``.
         """
@@ -121,10 +120,8 @@ class Run:
         try:
             self._flush()
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
             if not full:
-                print(f"barlow: metrics.jsonl waits for room on the disk ({error.strerror})", file=sys.stderr)
+                say(f"barlow: metrics.jsonl waits for the disk ({error.strerror})")
 
     def _flush(self) -> None:
         while self._pending:

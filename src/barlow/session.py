@@ -47,6 +47,8 @@ class Session:
         self.parts, self.run, self.saver, self.steps, self.deadline = parts, run, saver, steps, deadline
         self.step, self.skipped, self.in_a_row = 0, 0, 0
         self.measure, self.best = 0.0, (0, 0.0)
+        self.losses: list[float] = []  # those logged since this process began
+        self.worried = False
         self._saved_step = -1
         self._told: set[str] = set()
         self.quarantine: Quarantine | None = None

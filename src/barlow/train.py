@@ -24,6 +24,8 @@ from barlow.prepare import Ready, seed_step
 from barlow.session import Session
 from barlow.signals import StopRequest
 
+SOME = 10  # logged losses whose mean is compared
+
 
 def train(session: Session, stop: StopRequest, *, quiet: bool = False) -> None:
     """Steps ``session.step`` to ``session.steps``. Raises Stopped after saving, NumbersError before an update.
@@ -59,6 +61,7 @@ def train(session: Session, stop: StopRequest, *, quiet: bool = False) -> None:
             if session.due(session.log_every):
                 line = train_line(session, terms, lr)
                 session.log("train", **line)
+                worry(session, line, quiet)
                 display.update(step=session.step, **line)
             if session.due(session.health_every):
                 session.log_speed()
@@ -83,6 +86,26 @@ def advise(session: Session, seen: Mapping[str, Any]) -> None:
         message = "the two views of every image are the same: nothing can be learned from them; check --views"
         say(f"warning: {message}")
         session.log("event", message=message)
+
+
+def worry(session: Session, line: Mapping[str, float], quiet: bool) -> None:
+    """Says, once, what a learning rate that is too large looks like before its numbers are no longer finite."""
+    session.losses.append(line["loss"])
+    first, last = session.losses[:SOME], session.losses[-SOME:]
+    if session.worried:
+        return
+    if line["diagonal"] == 0.0:
+        what = "every output of the projector has become constant"
+    elif len(session.losses) >= 4 * SOME and not warming_up(session) and sum(last) > 1.5 * sum(first):
+        what = "the loss is far higher than at the start"
+    else:
+        return
+    session.worried = True
+    lr = session.parts.config.lr or 0.0
+    message = f"{what}: the learning rate is probably too large; try --lr {lr / 3:.2g} in a new --out"
+    session.log("event", message=message)
+    if not quiet:
+        say(f"warning: {message}")
 
 
 def warming_up(session: Session) -> bool:
@@ -131,7 +154,7 @@ def in_micro_batches(parts: Ready, views: Sequence[Tensor], micro_batch: int) ->
 def check_gradient(parts: Ready, terms: Terms) -> None:
     """NumbersError when a gradient is not finite. (Float16 is left to its scaler, which skips such a step.)"""
     gradients = [p.grad for p in parts.network.parameters() if p.grad is not None]
-    if parts.config.precision != "float16" and not math.isfinite(float(torch.nn.utils.get_total_norm(gradients))):
+    if parts.scaler is None and not math.isfinite(float(torch.nn.utils.get_total_norm(gradients))):
         raise NotFinite("a gradient holds NaN or infinity", told(terms))
 
 

@@ -1,0 +1,536 @@
+"""What befalls a long run, and what is left of it: one process, tiny runs, the whole job from settings to folder."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import blobs
+from lightning_fabric.plugins.precision import MixedPrecision
+from PIL import Image
+from test_run import lines, same, weights
+
+import barlow.checkpoint
+import barlow.launch
+import barlow.run
+import barlow.session
+import barlow.train
+from barlow import Config, pretrain
+from barlow.batches import Batch, Stream, WorkerLost, batches
+from barlow.checkpoint import latest, load
+from barlow.config import read_toml
+from barlow.errors import DataError, NumbersError, Stopped, UserError
+from barlow.run import replay
+from barlow.session import Session
+
+Make = Callable[..., Config]
+Patch = pytest.MonkeyPatch
+
+
+def after(patch: Patch, step: int, what: Callable[[Session], object]) -> None:
+    """Does something once, when so many steps are done."""
+    took = Session.took
+
+    def also(session: Session, *rest: Any) -> None:
+        took(session, *rest)
+        if session.step == step:
+            what(session)
+
+    patch.setattr(Session, "took", also)
+
+
+def pictures(path: Path, count: int = 96) -> Path:
+    path.mkdir()
+    for i, picture in enumerate(blobs(count)):
+        Image.fromarray(picture).save(path / f"{i:03d}.png")
+    return path
+
+
+def saved(run: Path) -> int:
+    newest = latest(run / "checkpoints")
+    assert newest is not None
+    return load(newest).step
+
+
+def events(run: Path) -> str:
+    return "\n".join(line["message"] for line in lines(run, "event"))
+
+
+# Signals, time, SLURM
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 75)])
+def test_a_signal_finishes_the_step_saves_and_leaves(tiny: Make, monkeypatch: Patch, name: str, code: int) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    with monkeypatch.context() as patch:
+        after(patch, 3, lambda _: signal.raise_signal(signal.Signals[name]))
+        with pytest.raises(Stopped, match=f"signal {name} after step 3 of 8, saved") as stopped:
+            pretrain(tiny(), quiet=True)
+    assert stopped.value.exit_code == code
+    run = Path(tiny().out or "")
+    assert saved(run) == 3 == lines(run, "train")[-1]["step"]
+
+
+def test_a_signal_with_workers_and_a_resume_with_another_number_of_them(
+    tiny: Make, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    """The signal goes to the workers too, as from a terminal; they go on. Then two workers continue what one began."""
+    whole = pretrain(tiny(out=str(tmp_path / "whole")), quiet=True)
+
+    def everyone(_: Session) -> None:
+        for process in [*multiprocessing.active_children()]:
+            os.kill(process.pid or 0, signal.SIGINT)
+            os.kill(process.pid or 0, signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        after(patch, 3, everyone)
+        with pytest.raises(Stopped, match="after step 3 of 8, saved"):
+            pretrain(tiny(workers=1), quiet=True)
+    assert not multiprocessing.active_children()
+    run = pretrain(tiny(workers=2), quiet=True)
+    assert same(weights(whole), weights(run))
+    assert lines(whole, "train") == lines(run, "train")
+
+
+def test_signals_during_the_save_do_not_spoil_it(tiny: Make, monkeypatch: Patch) -> None:
+    write = barlow.checkpoint.write_files
+
+    def interrupted(*words: Any) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), each)
+        write(*words)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(barlow.checkpoint, "write_files", interrupted)
+        after(patch, 3, lambda _: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(Stopped, match="saved"):
+            pretrain(tiny(), quiet=True)
+    assert saved(Path(tiny().out or "")) == 3
+
+
+def test_the_time_limit_stops_with_room_for_the_save(tiny: Make) -> None:
+    with pytest.raises(Stopped, match=r"Stopped by the time limit after step [\d,]+ of 1,000,000, saved") as stopped:
+        pretrain(tiny(steps=10**6, time_limit="5s"), quiet=True)
+    assert stopped.value.exit_code == 75
+    assert f"after step {saved(Path(tiny().out or '')):,} of" in str(stopped.value)
+
+
+def test_the_signal_of_slurm_requeues_the_job(tiny: Make, tmp_path: Path, monkeypatch: Patch) -> None:
+    program = tmp_path / "bin" / "scontrol"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/called\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    with monkeypatch.context() as patch:
+        after(patch, 2, lambda _: signal.raise_signal(signal.SIGUSR1))
+        with pytest.raises(Stopped, match="SLURM: job 4711 is requeued") as stopped:
+            pretrain(tiny(), quiet=True)
+    assert stopped.value.exit_code == 75
+    assert (tmp_path / "called").read_text() == "requeue 4711\n"
+
+
+# Workers
+
+
+def test_a_killed_worker_is_named_and_the_run_continues_to_the_bit(
+    tiny: Make, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    whole = pretrain(tiny(out=str(tmp_path / "whole"), steps=24), quiet=True)
+
+    def kill(_: Session) -> None:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+
+    with monkeypatch.context() as patch:
+        after(patch, 3, kill)
+        words = r"worker that reads images \(pid \d+\) was killed by SIGKILL.*fewer --workers.* saved.*--resume"
+        with pytest.raises(Stopped, match=words) as stopped:
+            pretrain(tiny(workers=1, steps=24), quiet=True)
+    assert stopped.value.exit_code == 75
+    run = pretrain(tiny(steps=24), quiet=True)
+    assert same(weights(whole), weights(run))
+
+
+class Slow:
+    """A stream whose second batch never comes."""
+
+    def __getitem__(self, step: int) -> int:
+        if step:
+            time.sleep(1000)
+        return step
+
+
+@pytest.mark.long
+def test_a_worker_that_hangs_is_given_up_and_says_where(capfd: pytest.CaptureFixture[str]) -> None:
+    stream: Any = Slow()
+    coming = batches(stream, 0, 2, 1, patience=60.0)
+    assert next(coming)[0] == 0
+    with pytest.raises(WorkerLost, match="no batch in 60 s"):
+        next(coming)
+    assert "in __getitem__" in capfd.readouterr().err
+    barlow.run.kill_workers()
+
+
+def test_little_shared_memory_means_fewer_workers(tiny: Make, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(barlow.session, "fit_shared_memory", lambda *_: (0, "reading with 0"))
+    run = pretrain(tiny(workers=2), quiet=True)
+    assert "reading with 0" in events(run)
+
+
+# Numbers
+
+
+def poisoned(patch: Patch, step: int) -> None:
+    finish = Stream.finish
+
+    def with_infinity(self: Stream, batch: Batch, *rest: Any) -> list[torch.Tensor]:
+        views = finish(self, batch, *rest)
+        if batch.step == step:
+            views[1][5, 0, 0, 0] = float("inf")
+        return views
+
+    patch.setattr(Stream, "finish", with_infinity)
+
+
+def test_a_step_that_is_not_finite_can_be_replayed(
+    tiny: Make, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(tiny().out or "")
+    with monkeypatch.context() as patch:
+        poisoned(patch, 5)
+        with pytest.raises(NumbersError, match=rf"At step 6 .* --lr .* barlow pretrain --replay {run} shows it again"):
+            pretrain(tiny(checkpoint_every=2), quiet=True)
+        assert saved(run) == 4
+        before = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
+        with pytest.raises(
+            NumbersError, match=r"Reproduced: the same at step 6: .* View 2 of (\d+) is not finite"
+        ) as told:
+            replay(run)
+        assert before == {file: file.stat().st_mtime_ns for file in run.rglob("*")}
+    bundle = json.loads((run / "nonfinite" / "step-000000006.json").read_text())
+    assert bundle.keys() == {"step", "seed", "reason", "terms", "images", "processes"}
+    assert bundle["seed"] == 1
+    assert len(bundle["images"]) == 32
+    assert f"View 2 of {bundle['images'][5][0]} " in str(told.value)
+    replay(run)  # without the poison
+    assert "is finite this time" in capsys.readouterr().err
+    pretrain(tiny(), quiet=True)  # the run itself goes on from its last sound checkpoint
+
+
+def test_nothing_to_replay(tiny: Make) -> None:
+    run = pretrain(tiny(), quiet=True)
+    with pytest.raises(UserError, match="holds no step to replay"):
+        replay(run)
+
+
+def test_a_learning_rate_that_is_far_too_large_says_so(tiny: Make) -> None:
+    with pytest.raises(NumbersError, match="learning rate that is too large: try --lr 33 "):
+        pretrain(tiny(lr=100.0, steps=60), quiet=True)
+    assert "has become constant: the learning rate is probably too large; try --lr 33 " in events(
+        Path(tiny().out or "")
+    )
+
+
+def test_float16_counts_the_steps_it_skips_and_resumes_to_the_bit(
+    tiny: Make, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    """Float16 with a scaler, on this processor: a gradient that overflows costs a step, not the run."""
+    scalers = []
+
+    def plugin(*_: str) -> MixedPrecision:
+        scalers.append(torch.amp.GradScaler("cpu", init_scale=2.0**40, growth_interval=3))
+        return MixedPrecision("16-mixed", device="cpu", scaler=scalers[-1])
+
+    monkeypatch.setattr(barlow.launch, "precision_plugin", plugin)
+    whole = pretrain(tiny(out=str(tmp_path / "whole"), steps=60), quiet=True)
+    trained = lines(whole, "train")
+    assert 10 < trained[-1]["skipped"] < 50
+    assert trained[0]["skipped"] == 1
+    with monkeypatch.context() as patch:
+        after(patch, 45, lambda _: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(Stopped):
+            pretrain(tiny(steps=60), quiet=True)
+    run = pretrain(tiny(steps=60), quiet=True)
+    assert lines(run, "train") == trained
+    assert same(weights(run), weights(whole))
+    monkeypatch.setattr(barlow.session, "SKIPPED", 5)
+    with pytest.raises(NumbersError, match="float16 has skipped 5 steps in a row"):
+        pretrain(tiny(out=str(tmp_path / "b"), steps=60), quiet=True)
+
+
+def test_views_that_are_the_same_are_told_before_the_first_step(tiny: Make) -> None:
+    run = pretrain(tiny(views=({}, {}), steps=1, held_out=32), quiet=True)
+    assert "the two views of every image are the same" in events(run)
+
+
+# Disk, memory, loggers
+
+
+def full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_disk_that_is_full_for_a_while_costs_a_warning(
+    tiny: Make, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write, calls = barlow.checkpoint.write_files, []
+
+    def sometimes(*words: Any) -> None:
+        calls.append(words[1])
+        full() if len(calls) in (2, 3) else write(*words)
+
+    monkeypatch.setattr(barlow.checkpoint, "write_files", sometimes)
+    run = pretrain(tiny(checkpoint_every=2), quiet=True)
+    assert calls == [2, 4, 6, 8]
+    assert saved(run) == 8
+    assert "could not save the checkpoint of step 4" in events(run)
+    assert "the older checkpoints are untouched" in capsys.readouterr().err
+
+
+def test_a_disk_that_stays_full_keeps_the_old_checkpoint_and_stops_resumably(tiny: Make, monkeypatch: Patch) -> None:
+    write = barlow.checkpoint.write_files
+    with monkeypatch.context() as patch:
+        patch.setattr(barlow.checkpoint, "write_files", lambda *w: write(*w) if w[1] == 4 else full())
+        with pytest.raises(Stopped, match=r"the last checkpoint could not be written\. Make room") as stopped:
+            pretrain(tiny(checkpoint_every=4), quiet=True)
+    assert stopped.value.exit_code == 75
+    assert saved(Path(tiny().out or "")) == 4
+    pretrain(tiny(), quiet=True)
+    assert saved(Path(tiny().out or "")) == 8
+
+
+def test_results_that_find_no_room_stop_resumably(tiny: Make, monkeypatch: Patch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(barlow.run, "save_encoder", full)
+        with pytest.raises(Stopped, match=r"does not take its results: No space left .* --resume"):
+            pretrain(tiny(), quiet=True)
+    assert (pretrain(tiny(), quiet=True) / "encoder" / "model.safetensors").exists()
+
+
+def test_a_log_that_fails_never_stops_training(tiny: Make, tmp_path: Path, monkeypatch: Patch) -> None:
+    """metrics.jsonl answers with errors for a while; standard error is closed for good."""
+    opened = Path.open
+
+    class Failing:
+        def __init__(self, file: Any) -> None:
+            self.file, self.calls = file, 0
+
+        def write(self, data: bytes) -> int:
+            self.calls += 1
+            if 3 < self.calls < 9:
+                raise OSError(errno.EIO, "Input/output error")
+            return int(self.file.write(data))
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+    def open_(path: Path, *words: Any, **more: Any) -> Any:
+        file = opened(path, *words, **more)
+        return Failing(file) if path.name == "metrics.jsonl" and "ab" in words else file
+
+    monkeypatch.setattr(Path, "open", open_)
+    closed = (tmp_path / "log").open("w")
+    closed.close()
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stderr", closed)
+        run = pretrain(tiny())
+    assert [line["step"] for line in lines(run, "train")] == list(range(1, 9))
+
+
+NO_MEMORY = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000000 bytes")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), NO_MEMORY])
+def test_out_of_memory_in_one_sentence_with_the_way_out(tiny: Make, monkeypatch: Patch, error: Exception) -> None:
+    def broke(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(barlow.train, "one_step", broke)
+    with pytest.raises(UserError, match=r"out of memory on cpu: .* in use at the peak.*--micro-batch 16"):
+        pretrain(tiny(), quiet=True)
+
+
+# What is kept
+
+
+def test_kept_are_the_last_two_the_best_and_every_nth(tiny: Make, monkeypatch: Patch) -> None:
+    look = Session.look
+
+    def best_at_three(session: Session, **words: Any) -> Any:
+        shown = look(session, **words)
+        session.measure = {3: 9.0}.get(session.step, 1.0 + session.step / 100)
+        return shown
+
+    monkeypatch.setattr(Session, "look", best_at_three)
+    run = pretrain(tiny(steps=10, checkpoint_every=1, keep_every=5, health_every=1), quiet=True)
+    kept = sorted(path.name for path in (run / "checkpoints").glob("step-*"))
+    assert kept == [f"step-{step:09d}" for step in (3, 5, 9, 10)]
+    assert (run / "checkpoints" / "best").read_text() == "step-000000003\n"
+
+
+def test_the_best_is_remembered_over_a_resume(tiny: Make, monkeypatch: Patch) -> None:
+    with monkeypatch.context() as patch:
+        after(patch, 4, lambda session: setattr(session, "measure", 99.0))
+        after(patch, 5, lambda _: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(Stopped):
+            pretrain(tiny(checkpoint_every=1), quiet=True)
+    run = pretrain(tiny(checkpoint_every=1), quiet=True)
+    assert (run / "checkpoints" / "step-000000004").exists()
+
+
+def test_saving_takes_little_of_the_time(tiny: Make, monkeypatch: Patch) -> None:
+    """Without --checkpoint-every, the ends of epochs are saved as long as saving takes less than 2 % of the time."""
+    times = iter(np.arange(0, 1e6, 1.0).tolist())
+    monkeypatch.setattr(barlow.session.time, "monotonic", lambda: next(times))
+    made: list[Session] = []
+    begin = Session.begin
+    monkeypatch.setattr(Session, "begin", lambda self: (begin(self), made.append(self))[0])
+    pretrain(tiny(steps=1), quiet=True)
+    one = made[0]
+    assert one.saver is not None
+    one.step, one._saved_step, one.steps = 5, 4, 100  # 32 × 5 = two epochs of 80
+    one.saver.seconds, one.saved = 1.0, next(times)
+    assert not one.save_due()
+    one.saver.seconds, one.saved = 0.001, next(times)
+    assert one.save_due()
+    one.step, one._saved_step = 6, 5
+    assert not one.save_due()
+    one.saved = next(times) - 601
+    assert one.save_due()
+
+
+# What a resume accepts
+
+
+def stopped_at(config: Config, step: int) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        after(patch, step, lambda _: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(Stopped):
+            pretrain(config, quiet=True)
+    return Path(config.out or "")
+
+
+def test_other_settings_are_refused_with_the_difference_and_accepted_by_name(tiny: Make) -> None:
+    run = stopped_at(tiny(), 3)
+    words = r"\(lambda: 0.02 → 0.5; steps: 8 → 12\).*--allow lambda --allow steps"
+    with pytest.raises(UserError, match=words):
+        pretrain(tiny(lambda_=0.5, steps=12), quiet=True)
+    with pytest.raises(UserError, match=r"\(steps: 8 → 12\).*--allow steps"):
+        pretrain(tiny(lambda_=0.5, steps=12), allow=["lambda"], quiet=True)
+    with pytest.raises(UserError, match="--allow lamda is not known; did you mean 'lambda'"):
+        pretrain(tiny(lambda_=0.5), allow=["lamda"], quiet=True)
+    pretrain(tiny(lambda_=0.5, steps=12), allow=["lambda", "steps"], quiet=True)
+    assert (read_toml(run / "config.toml").lambda_, saved(run)) == (0.5, 12)
+    assert "setting accepted: lambda: 0.02 → 0.5" in events(run)
+    pretrain(Config(out=str(run)), resume=True, quiet=True)  # and stays
+    with pytest.raises(UserError, match=r"lambda: 0\.5 → 0\.02"):
+        pretrain(tiny(steps=12), quiet=True)
+
+
+def test_another_length_is_worked_out_anew(tiny: Make) -> None:
+    run = stopped_at(tiny(), 3)
+    pretrain(tiny(steps=None, epochs=4), allow=["epochs"], quiet=True)
+    config = read_toml(run / "config.toml")
+    assert (config.epochs, config.steps) == (4, 10)
+
+
+def test_another_network_is_refused_and_accepted_by_name(tiny: Make) -> None:
+    run = stopped_at(tiny(), 3)
+    wider = tiny(projector=(48, 32))
+    with pytest.raises(UserError, match=r"The network is not that of .*\[32, 16\] → \[48, 16\].*--allow network"):
+        pretrain(wider, allow=["projector"], quiet=True)
+    pretrain(wider, allow=["projector", "network"], quiet=True)
+    assert saved(run) == 8
+
+
+def test_images_that_are_gone_or_changed_are_refused_and_accepted_by_name(
+    tiny: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = pictures(tmp_path / "in")
+    config = tiny(images=str(folder), max_bad=0.5, cache=False)
+    run = stopped_at(config, 3)
+    (folder / "007.png").unlink()
+    Image.fromarray(blobs(1, 8)[0]).save(folder / "008.png")
+    (folder / "009.png").touch()
+    with pytest.raises(UserError, match=r"\(1 gone: 007.png; 1 changed: 008.png\).*--allow index"):
+        pretrain(config, quiet=True)
+    pretrain(config, allow=["index"], quiet=True)
+    assert "1 files were written anew, with the same length: 009.png" in capsys.readouterr().err
+    quarantined = [json.loads(line)["path"] for line in (run / "quarantine.jsonl").read_text().splitlines()]
+    assert set(quarantined) <= {"007.png", "008.png"}
+
+
+def test_files_that_come_later_do_not_change_a_run(tiny: Make, tmp_path: Path) -> None:
+    whole = pretrain(tiny(images=str(pictures(tmp_path / "in")), out=str(tmp_path / "whole"), cache=False), quiet=True)
+    run = stopped_at(tiny(images=str(tmp_path / "in"), cache=False), 3)
+    for i, picture in enumerate(blobs(20, seed=5)):
+        Image.fromarray(picture).save(tmp_path / "in" / f"0{i:02d}b.png")
+    pretrain(tiny(images=str(tmp_path / "in"), cache=False), quiet=True)
+    assert same(weights(whole), weights(run))
+
+
+# Images
+
+
+def test_a_source_that_vanishes_stops_resumably(tiny: Make, tmp_path: Path, monkeypatch: Patch) -> None:
+    whole = pretrain(tiny(images=str(pictures(tmp_path / "in")), out=str(tmp_path / "whole"), cache=False), quiet=True)
+    config = tiny(images=str(tmp_path / "in"), cache=False)
+    with monkeypatch.context() as patch:
+        after(patch, 3, lambda _: (tmp_path / "in").rename(tmp_path / "away"))
+        with pytest.raises(Stopped, match=r"in is gone: .* after step 3, saved") as stopped:
+            pretrain(config, quiet=True)
+    assert stopped.value.exit_code == 75
+    (tmp_path / "away").rename(tmp_path / "in")
+    assert same(weights(whole), weights(pretrain(config, quiet=True)))
+
+
+def broken(folder: Path, share: float) -> None:
+    """Leaves the headers whole and cuts the pixels off."""
+    files = sorted(folder.glob("*.png"))
+    for file in files[:: round(1 / share)]:
+        file.write_bytes(file.read_bytes()[:60])
+
+
+def test_too_many_broken_images_end_the_run_with_their_names(tiny: Make, tmp_path: Path) -> None:
+    broken(pictures(tmp_path / "in", 200), 1 / 3)
+    config = tiny(images=str(tmp_path / "in"), cache=False)
+    with pytest.raises(DataError, match=r"more than max_bad = 0.05 .*The first: (\d+\.png, ){9}\d+\.png") as error:
+        pretrain(config, quiet=True)
+    assert error.value.exit_code == 3
+    assert len((Path(config.out or "") / "quarantine.jsonl").read_text().splitlines()) >= 10
+
+
+def test_a_run_with_broken_images_resumes_to_the_bit_and_counts_each_once(tiny: Make, tmp_path: Path) -> None:
+    broken(pictures(tmp_path / "in"), 1 / 12)
+    config = tiny(images=str(tmp_path / "in"), max_bad=0.5, cache=False)
+    whole = pretrain(config.replace(out=str(tmp_path / "whole")), quiet=True)
+    run = stopped_at(config, 3)
+    pretrain(config.replace(workers=1), quiet=True)
+    assert same(weights(whole), weights(run))
+    rows = [json.loads(line)["path"] for line in (run / "quarantine.jsonl").read_text().splitlines()]
+    assert sorted(rows) == sorted(set(rows))
+    assert set(rows) <= {f"{i:03d}.png" for i in range(0, 96, 12)}
+    assert len(rows) > 3
+
+
+def test_two_runs_in_one_folder(tiny: Make) -> None:
+    def second(_: Session) -> None:
+        with pytest.raises(UserError, match=rf"is in use by pid {os.getpid()} on .*choose another --out"):
+            pretrain(tiny(), quiet=True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        after(patch, 2, second)
+        pretrain(tiny(), quiet=True)
