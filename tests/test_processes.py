@@ -26,9 +26,11 @@ from barlow.session import Session
 
 
 def settings(folder: Path, **changes: Any) -> Config:
+    """A rate at which rounding does not grow: at 0.001 AdamW turns differences in the seventh digit into 2 % in 30
+    steps, on one process with another order of sums as on two."""
     fields = dict(  # noqa: C408 - reads like the Config it becomes
         images=str(folder / "images.npy"), out=str(folder / "run"), encoder="resnetv2_18", encoder_args=TINY_ARGS,
-        image_size=32, projector=(32, 32), lambda_=0.02, batch_size=32, steps=8, held_out=16, precision="float32",
+        image_size=32, projector=(32, 32), lambda_=0.02, batch_size=32, steps=8, held_out=16, precision="float32", lr=2e-4,
         workers=0, seed=1, timeout="60s", checkpoint_every=1000,
     )  # fmt: skip
     return Config(**{**fields, **changes})
@@ -202,6 +204,8 @@ def test_who_started_this_process(
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "")
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
     environment, processes, machines = surroundings(variables, 3)
     assert (type(environment).__name__, processes, machines) == (kind, local, nodes)
 

@@ -86,6 +86,7 @@ def surroundings(variables: Mapping[str, str], wanted: int) -> tuple[ClusterEnvi
         tasks, nodes = int(variables["SLURM_STEP_NUM_TASKS"]), int(variables.get("SLURM_STEP_NUM_NODES", 1))
         if tasks % nodes:
             raise UserError(f"{tasks} tasks on {nodes} nodes: give srun the same number on each, --ntasks-per-node")
+        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(tasks // nodes))  # Fabric knows srun --ntasks only with it
         return SLURMEnvironment(), tasks // nodes, nodes
     return LightningEnvironment(), wanted, 1
 
