@@ -98,7 +98,7 @@ def verdict(found: dict[str, Any], steps: int) -> dict[str, bool]:
     return {
         "it ended well": found["code"] == 0,
         "memory is flat": max(memory[1:]) <= 1.05 * memory[0],
-        "no open file is left": max(files[1:]) <= max(files[:2]),
+        "no open file is left": min(files[-3:]) <= min(files[:3]),  # the least of three: a save may have some open
         "the metrics are complete": found["told"] == [s for s in range(1, steps + 1) if s % every == 0 or s == steps],
         "broken images are quarantined": found["quarantined"] > 0,
     }
