@@ -184,6 +184,14 @@ def test_a_worker_that_hangs_is_given_up_and_says_where(capfd: pytest.CaptureFix
     barlow.run.kill_workers()
 
 
+def test_workers_start_beside_busy_threads(tiny: Make) -> None:
+    """The threads of OpenMP are at work when the workers are started."""
+    torch.set_num_threads(2)
+    torch.randn(512, 512) @ torch.randn(512, 512)
+    run = pretrain(tiny(workers=1, steps=3), quiet=True)
+    assert len(lines(run, "train")) == 3
+
+
 def test_little_shared_memory_means_fewer_workers(tiny: Make, monkeypatch: Patch) -> None:
     monkeypatch.setattr(barlow.session, "fit_shared_memory", lambda *_: (0, "reading with 0"))
     run = pretrain(tiny(workers=2), quiet=True)

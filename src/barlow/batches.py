@@ -123,7 +123,7 @@ def batches(
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["barlow.batches"])
-    before = set(multiprocessing.active_children())
+    others = set(multiprocessing.active_children())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores, if so wanted
         loader = DataLoader(
@@ -132,7 +132,7 @@ def batches(
             timeout=patience,
         )  # fmt: skip
         coming = iter(loader)
-    readers = set(multiprocessing.active_children()) - before
+    readers = set(multiprocessing.active_children()) - others
     while True:
         begun = time.perf_counter()
         try:

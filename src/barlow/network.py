@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from barlow.errors import UserError
 
+# Arguments with which timm loads files, with pickle too: settings from a stranger must not name one.
+FOREIGN = frozenset({"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"})
+
 
 def build_encoder(name: str, arguments: Mapping[str, Any], *, channels: int, size: int, pretrained: bool) -> nn.Module:
     """A timm model without its classifier: (n, channels, size, size) → (n, features).
@@ -22,6 +25,8 @@ def build_encoder(name: str, arguments: Mapping[str, Any], *, channels: int, siz
     if name not in timm.list_models() and timm.models.get_arch_name(name) not in timm.list_models():
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
         raise UserError(f"timm knows no encoder {name!r}{'; near it are ' + ', '.join(near) if near else ''}.")
+    if foreign := sorted(FOREIGN & arguments.keys()):
+        raise UserError(f"encoder_args cannot hold {foreign[0]}: it would load weights from elsewhere; leave it out.")
     arguments = model_arguments(name, arguments, channels, size)
     try:
         encoder = timm.create_model(name, pretrained=pretrained, **arguments)
