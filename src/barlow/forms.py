@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from barlow import ranks
-from barlow.standardise import EPS, Scratch, Vectors, blocks, standardised, standardised_across, take, wide
+from barlow.standardise import EPS, Scratch, blocks, standardised, standardised_across, take, wide
 
 CALLS = 2**22  # multiplications in the time by which the calls of the Gram form outlast those of ``small``
 DEEP = 512  # no block of a gradient is narrower: each costs a look at a whole matrix of the form
@@ -39,9 +39,9 @@ PANEL = 64  # no panel of a symmetric product is narrower
 class Forward(NamedTuple):
     """What a forward pass leaves for the terms and the gradient; d = D, or in the Gram form this process's share."""
 
-    scale: Vectors  # of every view, (d,): w
-    diagonal: Vectors  # of every pair, (d,): c
-    own: Vectors  # of every view. Gram: κ, scalar; correlation: -mean(Â_v ⊙ g_v) in units of 2λ/(N·P), (D,)
+    scale: Tensor  # of every view, (V, d): w
+    diagonal: Tensor  # of every pair, (P, d): c
+    own: Tensor  # of every view. Gram: κ, (V, 1); correlation: -mean(Â_v ⊙ g_v) in units of 2λ/(N·P), (V, D)
     products: Sequence[Tensor]  # Gram: of every view, Σ_{b≠v} Â_bÂ_bᵀ - κ_v·I; correlation: of every pair, C + diag
 
 
@@ -62,7 +62,7 @@ def cheaper(rows: int, dim: int, views: int = 2, world: int = 1, halves: bool = 
 def gram(z: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], Forward, Tensor]:
     """Forward pass over all N rows and the d columns of this process, (N, d) each; V·N²·D/2 multiplications.
 
-    Returns Â of every view, what the gradient needs besides, and Σᵢⱼ Cᵢⱼ² over all pairs, diagonals included.
+    Returns Â of every view, what the gradient needs besides, and N²·Σᵢⱼ Cᵢⱼ² over all pairs, diagonals included.
     """
     hats, scale, diagonal = standardised(z, dtype, list(combinations(range(len(z)), 2)))
     rows, kernels = len(hats[0]), []
@@ -73,36 +73,39 @@ def gram(z: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], Forward
         for panel in panels[1:]:
             kernel[: panel.start, panel] = kernel[panel, : panel.start].T
         kernels.append(ranks.sum_(kernel))
-    scratch = Scratch(kernels[0])
+    scratch = Scratch()
     squares = _total(
-        torch.mul(*take(pair, 0, cut), out=scratch.like(take(pair, 0, cut)[0]))
+        torch.mul(a, b, out=scratch.like(a))
         for pair in combinations(kernels, 2)
-        for cut in blocks(kernels[0], 0)
-    ) / (rows * rows)
+        for a, b in (take(pair, 0, cut) for cut in blocks(kernels[0], 0))
+    )
     others = kernels[::-1]
     if len(z) > 2:
         whole = sum(kernels[1:], kernels[0])
         others = [whole - kernel for kernel in kernels]
     # Σ_b K_b Â_v is mostly a multiple of Â_v (K_b is mostly D·I), which the step through the standardisation projects
     # out. Taking that multiple away beforehand spares the cancellation: sqrt(D/N) in accuracy, free of charge.
-    own = [other.diagonal().mean() for other in others]
-    for other, kappa in zip(others, own, strict=True):
-        other.diagonal().sub_(kappa)
-    return hats, Forward(scale, diagonal, own, others), squares
+    own = []
+    for other in others:
+        on_diagonal = other.diagonal()
+        own.append(on_diagonal.mean(0, keepdim=True))
+        on_diagonal.sub_(own[-1])
+    return hats, Forward(scale, diagonal, torch.stack(own), others), squares
 
 
 def gram_gradient(hats: list[Tensor], saved: Forward, lambda_: float, gain: Tensor) -> list[Tensor]:
     """``gain`` · ∂L/∂z, (N, d) each, written over ``hats``; V·N²·D multiplications."""
     rows, pairs = len(hats[0]), len(saved.diagonal)
     alpha, unit = 2 * lambda_ / (rows * rows * pairs), 2 / (rows * pairs)
-    cross = [(c * (unit * (1 - lambda_))).sub_(unit) for c in saved.diagonal]  # s/(N·P)
-    lost = [w.square().mul_(EPS) for w in saved.scale]  # the share of the variance that eps took: 1 - mean(Â²)
-    factor = [w * gain for w in saved.scale]
-    left = [share * (kappa * alpha) for share, kappa in zip(lost, saved.own, strict=True)]  # of κÂ, which g lacks
+    cross = (saved.diagonal * (unit * (1 - lambda_))).sub_(unit).unbind()  # s/(N·P)
+    lost = saved.scale.square().mul_(EPS)  # the share of the variance that eps took: 1 - mean(Â²)
+    weight, kept = saved.scale * gain, saved.own * alpha  # g lacks κÂ, of which that share comes through
     if rows == 2:
-        factor = [w * share for w, share in zip(factor, lost, strict=True)]
-        left = [(kappa * alpha).expand_as(w) for w, kappa in zip(factor, saved.own, strict=True)]
-    partners, scratch = _partners(len(hats)), [Scratch(hats[0]) for _ in range(len(hats) + 1)]
+        weight, kept = weight * lost, kept.expand_as(lost)
+    else:
+        kept = lost.mul_(kept)
+    factor, left = weight.unbind(), kept.unbind()
+    partners, scratch = _partners(len(hats)), [Scratch() for _ in range(len(hats) + 1)]
     for cut in blocks(hats[0], 1, DEEP):
         parts, c_cut, f_cut, left_cut = (take(tensors, -1, cut) for tensors in (hats, cross, factor, left))
         gs = [memory.like(part) for memory, part in zip(scratch, parts, strict=False)]
@@ -132,23 +135,24 @@ def correlation(
     pairs = list(combinations(range(len(z)), 2))
     products = correlations(hats, total, pairs)
     diagonal, squares = [], []
-    own = [torch.zeros_like(w) for w in scale]
+    own = torch.zeros_like(scale)
     for product, (a, b) in zip(products, pairs, strict=True):
-        c = product.diagonal().clone()
-        product.diagonal().zero_()
+        on_diagonal = product.diagonal()
+        c = on_diagonal.clone()
+        on_diagonal.zero_()
         rows, columns = _sums_of_squares(product)
         # Where c stood comes what makes Â_bCᵀ all of g_a, but for the factor 2λ/(N·P).
         s = (c - 1.0).div_(lambda_ or 1.0)
         if not lambda_:
             product.zero_()
-        product.diagonal().copy_(s)
+        on_diagonal.copy_(s)
         for v, sums in ((a, rows), (b, columns)):
             own[v].addcmul_(s, c, value=-1.0)
             if lambda_:
                 own[v].sub_(sums)
         diagonal.append(c)
         squares.append(rows)
-    return hats, Forward(scale, diagonal, own, products), _total(squares)
+    return hats, Forward(scale, torch.stack(diagonal), own, products), _total(squares)
 
 
 def again(z: Sequence[Tensor], total: int, form: str, dtype: torch.dtype) -> list[Tensor]:
@@ -169,11 +173,11 @@ def correlations(hats: Sequence[Tensor], total: int, pairs: Sequence[tuple[int, 
 def correlation_gradient(hats: list[Tensor], total: int, saved: Forward, lambda_: float, gain: Tensor) -> list[Tensor]:
     """``gain`` · ∂L/∂z, (n, D) each, written over ``hats``; 2·P·N·D² multiplications, nothing travels."""
     alpha = 2 * (lambda_ or 1.0) / (total * len(saved.diagonal))
-    factor = [w * gain for w in saved.scale]
+    weight = saved.scale * gain
     if total == 2:
-        factor = [f.mul_(w.square().mul_(EPS)) for f, w in zip(factor, saved.scale, strict=True)]
-    own = [row * alpha for row in saved.own]
-    partners, scratch = _partners(len(hats)), [Scratch(hats[0]) for _ in hats]
+        weight = weight * saved.scale.square().mul_(EPS)
+    factor, own = weight.unbind(), (saved.own * alpha).unbind()
+    partners, scratch = _partners(len(hats)), [Scratch() for _ in hats]
     for cut in blocks(hats[0], 0, DEEP):
         parts = take(hats, 0, cut)
         gs = [memory.like(part) for memory, part in zip(scratch, parts, strict=True)]
@@ -195,6 +199,9 @@ def multiply(out: Tensor, left: Tensor, right: Tensor, alpha: float = 1.0, beta:
 
 def multiply_symmetric(kernel: Tensor, hat: Tensor, panels: Sequence[slice]) -> None:
     """``kernel = hat @ hat.T`` on and below the diagonal, panel by panel."""
+    if len(panels) == 1:
+        multiply(kernel, hat, hat.T)
+        return
     for panel in panels:
         multiply(kernel[panel, : panel.stop], hat[panel], hat[: panel.stop].T)
 
@@ -208,13 +215,13 @@ def row_panels(rows: int, device: torch.device) -> list[slice]:
     return [slice(top, min(top + step, rows)) for top in range(0, rows, step)]
 
 
-def _standardised_rows(z: Sequence[Tensor], total: int, dtype: torch.dtype) -> tuple[list[Tensor], Vectors]:
+def _standardised_rows(z: Sequence[Tensor], total: int, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
     return standardised_across(z, total, dtype) if ranks.world_size() > 1 else standardised(z, dtype, ())[:2]
 
 
 def _sums_of_squares(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Of every row and of every column."""
-    scratch, rows, columns = Scratch(matrix), [], []
+    scratch, rows, columns = Scratch(), [], []
     for cut in blocks(matrix, 0):
         (part,) = take([matrix], 0, cut)
         square = torch.mul(part, part, out=scratch.like(part))

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain, combinations, islice
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -141,36 +141,39 @@ class _Loss(torch.autograd.Function):
                 kept, saved, squares = small.correlation(held, dtype, lambda_)
             else:
                 kept, saved, squares = forms.correlation(held, total, dtype, lambda_)
-            diagonals = [ranks.gather_rows(c) for c in saved.diagonal] if across else saved.diagonal
-            diagonal = diagonals[0] if len(z) == 2 else torch.stack(tuple(diagonals))
-            if form == "gram":
-                squares = squares - torch.linalg.vector_norm(diagonal, dtype=squares.dtype).square()
-            distance = torch.linalg.vector_norm(1.0 - diagonal, dtype=squares.dtype)
-            off, distance, low, high = _read(squares, distance, *torch.cat(tuple(saved.scale)).aminmax())
+            diagonal = saved.diagonal
+            if across:
+                diagonal = torch.stack([ranks.gather_rows(c) for c in diagonal])
+            norms = (torch.linalg.vector_norm(c, dtype=squares.dtype) for c in (diagonal, 1.0 - diagonal))
+            off, on, distance, low, high = _read(squares, *norms, *saved.scale.aminmax())
+        if form == "gram":
+            off = off / total**2 - on**2
         dead = 0
         if across or not (low > 0.0 and high <= DEAD):  # NaN fails too
             dead, *bad = (ranks.sum_(_flags(saved.scale)) if across else _flags(saved.scale)).tolist()
             _refuse_bad(bad)
-        invariance = distance**2 / len(saved.diagonal)
-        redundancy = max(0.0, off) / len(saved.diagonal)
-        loss = saved.scale[0].new_full((), invariance + lambda_ * redundancy)
+        invariance = distance**2 / len(diagonal)
+        redundancy = max(0.0, off) / len(diagonal)
+        loss = saved.scale.new_full((), invariance + lambda_ * redundancy)
         ctx.lambda_, ctx.counts, ctx.form, ctx.dim, ctx.across = lambda_, counts, form, dim, across
         ctx.straight, ctx.kept = straight, {} if straight else {"hats": kept}
-        fields = [held, kept if straight else (), *saved]
-        ctx.lengths = [len(field) for field in fields]
-        ctx.save_for_backward(*chain.from_iterable(fields))
+        ctx.save_for_backward(*held, *(kept if straight else ()), *saved[:3], *saved.products)
         at_hand = (saved.products, saved.diagonal) if form == "correlation" and lambda_ else None
         matrix = partial(_cross_correlation, [view.detach() for view in z], total, dtype, at_hand)
-        mean = diagonal if len(z) == 2 else diagonal.mean(0)
+        mean = diagonal[0] if len(z) == 2 else diagonal.mean(0)
         return loss, (invariance, redundancy, floor(total, dim, lambda_), mean, dead, form, matrix)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _: None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph=True: better no second derivative than one that lacks this part
             raise RuntimeError("the Barlow Twins loss has first derivatives only; call backward without create_graph")
-        tensors, total, gain = iter(ctx.saved_tensors), sum(ctx.counts), gradient * len(ctx.counts)
-        held, unscaled, *fields = (tuple(islice(tensors, length)) for length in ctx.lengths)
-        saved = forms.Forward(*fields)
+        views, total, gain = len(ctx.needs_input_grad) - 2, sum(ctx.counts), gradient
+        if len(ctx.counts) > 1:
+            gain = gradient * len(ctx.counts)
+        held, rest = ctx.saved_tensors[:views], ctx.saved_tensors[views:]
+        unscaled, rest = (rest[:views], rest[views:]) if ctx.straight else ((), rest)
+        scale, c, own, *products = rest
+        saved = forms.Forward(scale, c, own, products)
         with _no_autocast(gain):
             if ctx.straight:
                 g = small.gradient(unscaled, saved.scale, ctx.lambda_, gain)
@@ -189,7 +192,7 @@ def _cross_correlation(
     z: Sequence[Tensor],
     total: int,
     dtype: torch.dtype,
-    at_hand: tuple[Sequence[Tensor], Sequence[Tensor]] | None,
+    at_hand: tuple[Sequence[Tensor], Tensor] | None,
     a: int,
     b: int,
 ) -> Tensor:
@@ -260,9 +263,8 @@ def _read(*scalars: Tensor) -> list[float]:
     return torch.stack(scalars).tolist()
 
 
-def _flags(scale: Sequence[Tensor]) -> Tensor:
+def _flags(w: Tensor) -> Tensor:
     """[dead features, view 1 not finite, view 2 not finite, …]; a variance that is NaN or infinite has no w > 0."""
-    w = torch.stack(tuple(scale))
     return torch.cat(((w > DEAD).any(0).sum().view(1), ~(w > 0.0).all(1)))
 
 

@@ -38,10 +38,11 @@ def correlation(z: Sequence[Tensor], dtype: torch.dtype, lambda_: float) -> tupl
     s.mul_(diagonal)
     g_a = torch.mm(b, c.T).addcmul_(a, rows + s, value=-1.0)
     g_b = torch.mm(a, c).addcmul_(b, columns + s, value=-1.0)
-    return [g_a, g_b], Forward((w_a, w_b), (diagonal,), (), (c,)), rows.sum(dtype=wide(c))
+    scale = torch.stack((w_a, w_b))
+    return [g_a, g_b], Forward(scale, diagonal[None], scale, (c,)), rows.sum(dtype=wide(c))
 
 
-def gradient(g: Sequence[Tensor], scale: Sequence[Tensor], lambda_: float, gain: Tensor) -> list[Tensor]:
+def gradient(g: Sequence[Tensor], scale: Tensor, lambda_: float, gain: Tensor) -> list[Tensor]:
     """``gain`` · ∂L/∂z of both views."""
-    gain = gain * (2.0 * lambda_ / len(g[0]))
-    return [part * (w * gain) for part, w in zip(g, scale, strict=True)]
+    factor = scale * (gain * (2.0 * lambda_ / len(g[0])))
+    return [part * w for part, w in zip(g, factor.unbind(), strict=True)]

@@ -18,31 +18,30 @@ from barlow import ranks
 EPS = 1e-5  # added to the variance, inside the root, as the published code's BatchNorm does
 CACHE = 2**18  # numbers in one block of one view: a megabyte of float32; a GPU takes 256 times as much
 NARROW = 256  # no block is narrower
-Vectors = Sequence[Tensor]
 
 
 def standardised(
     z: Sequence[Tensor], dtype: torch.dtype, pairs: Sequence[tuple[int, int]]
-) -> tuple[list[Tensor], Vectors, Vectors]:
-    """Of (N, d) each, all rows at hand: Â (N, d), w (d,) of every view, and mean(Â_a ⊙ Â_b) (d,) of every pair."""
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Of (N, d) each, all rows at hand: Â (N, d) and w (V, d) of the views, and mean(Â_a ⊙ Â_b) (P, d) of the pairs."""
     hats = [torch.empty(view.shape, dtype=dtype, device=view.device) for view in z]
-    scale = [hat.new_empty(hat.shape[1]) for hat in hats]
-    diagonal = [hats[0].new_empty(hats[0].shape[1]) for _ in pairs]
-    scratch = Scratch(hats[0])
+    scale, diagonal = (hats[0].new_empty((count, z[0].shape[1])) for count in (len(z), len(pairs)))
+    ws, cs = scale.unbind(), diagonal.unbind()
+    scratch = Scratch()
     for cut in blocks(hats[0], 1):
         parts = take(hats, 1, cut)
-        for part, view, w in zip(parts, take(z, 1, cut), take(scale, 0, cut), strict=True):
+        for part, view, w in zip(parts, take(z, 1, cut), take(ws, 0, cut), strict=True):
             shifted = part if part.is_contiguous() else scratch.like(part)
             mean, variance = _moments(view, shifted)
             torch.rsqrt(variance.add_(EPS), out=w)
             torch.addcmul(mean.mul_(w).neg_(), shifted, w, out=part)
-        for c, (a, b) in zip(take(diagonal, 0, cut), pairs, strict=True):
+        for c, (a, b) in zip(take(cs, 0, cut), pairs, strict=True):
             torch.mean(torch.mul(parts[a], parts[b], out=scratch.like(parts[a])), 0, out=c)
     return hats, scale, diagonal
 
 
-def standardised_across(z: Sequence[Tensor], total: int, dtype: torch.dtype) -> tuple[list[Tensor], Vectors]:
-    """Of (n, D) each, the rows of this process out of ``total``: Â (n, D) and w (D,); all processes must call."""
+def standardised_across(z: Sequence[Tensor], total: int, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+    """Of (n, D) each, the rows of this process out of ``total``: Â (n, D) and w (V, D); all processes must call."""
     hats = [torch.empty(view.shape, dtype=dtype, device=view.device) for view in z]
     means, variances = [], []
     for hat, view in zip(hats, z, strict=True):
@@ -52,7 +51,7 @@ def standardised_across(z: Sequence[Tensor], total: int, dtype: torch.dtype) -> 
     share, local = len(hats[0]) / total, torch.stack(means)
     first = torch.stack([view[:1].sum(0, dtype=local.dtype) for view in z])  # or zero, for a process without rows
     away = first + local - ranks.sum_((first + local) * share)
-    scale = ranks.sum_((torch.stack(variances) + away.square()) * share).add_(EPS).rsqrt_().to(dtype).unbind()
+    scale = ranks.sum_((torch.stack(variances) + away.square()) * share).add_(EPS).rsqrt_().to(dtype)
     for hat, shift, w in zip(hats, (away - local).to(dtype), scale, strict=True):
         hat.add_(shift).mul_(w)
     return hats, scale
@@ -71,14 +70,16 @@ def _moments(z: Tensor, shifted: Tensor) -> tuple[Tensor, Tensor]:
 class Scratch:
     """Memory that is used again and again within one call, so that the system gives it once and not block by block."""
 
-    def __init__(self, like: Tensor) -> None:
-        self._memory = like.new_empty(0)
+    def __init__(self) -> None:
+        self._memory: Tensor | None = None
 
     def like(self, part: Tensor) -> Tensor:
         """Contiguous, of the shape of ``part``; what it held before is lost."""
-        if part.numel() > self._memory.numel():
-            self._memory = part.new_empty(part.numel())
-        return self._memory[: part.numel()].view(part.shape)
+        if self._memory is None or part.numel() > self._memory.numel():
+            self._memory = part.new_empty(part.shape)
+        if self._memory.shape == part.shape:
+            return self._memory
+        return self._memory.view(-1)[: part.numel()].view(part.shape)
 
 
 def blocks(like: Tensor, axis: int, least: int | None = None) -> list[tuple[int, int] | None]:
