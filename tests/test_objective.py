@@ -378,6 +378,53 @@ def test_autograd_manners(way, name: str) -> None:
         torch.autograd.grad(barlow_twins_loss(z[0], alone).loss, alone, create_graph=True)
 
 
+@pytest.mark.parametrize("name", WAYS)
+def test_gradients_are_nobody_elses_memory(way, name: str) -> None:
+    """They are written over what the forward pass kept. Kills: that kept for a second pass too, or shared by calls."""
+    way(name)
+    z = some_views(6, 9)
+    leaves = [view.clone().requires_grad_() for view in z]
+    first, other = (barlow_twins_loss(*leaves, lambda_=LAMBDA).loss for _ in range(2))
+    passes = [torch.autograd.grad(first, leaves, retain_graph=True) for _ in range(2)]
+    passes.append(torch.autograd.grad(other, leaves))
+    assert len({g.untyped_storage().data_ptr() for gradients in passes for g in gradients}) == 6
+    for gradients in passes:
+        assert difference(list(gradients), ours(z)[1]) < 1e-12
+    assert all(torch.equal(leaf, view) for leaf, view in zip(leaves, z, strict=True))
+
+
+@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("scale", [1e4, 1.0, 1e-2, 1e-4])
+def test_two_images_keep_their_digits(way, name: str, scale: float) -> None:
+    """Two rows standardise to ±1 wherever they lie; the gradient is what eps leaves, at 1e4 a part in 10¹³. Kills: the
+    general formula, a difference of which float32 keeps three digits at scale 1 and none at 1e4."""
+    way(name)
+    z = [view * scale for view in some_views(2, 9, dtype=torch.float32)]
+    _, gradients = reference.value_and_gradients(z, LAMBDA, two_images)
+    assert difference(ours(z)[1], gradients) < 1e-5
+
+
+def two_images(z_a: Tensor, z_b: Tensor, lambda_: float) -> Tensor:
+    """The loss of two rows with no digit cancelled: Â = ±1/sqrt(1 + eps/d²), d half of their distance."""
+    a, b = (torch.sign(d) * (1 + standardise.EPS / d.square()).rsqrt() for d in ((z[0] - z[1]) / 2 for z in (z_a, z_b)))
+    c = a[:, None] * b[None]
+    off = ~torch.eye(len(c), dtype=torch.bool)
+    return ((1 - c.diagonal()) ** 2).sum() + lambda_ * (c[off] ** 2).sum()
+
+
+def test_the_benchmark_says_what_was_missed() -> None:
+    rows = [
+        benchmark.Row(64, 2048, "gram", 2.0, 80.0, 1.0, 40.0, 2.0),
+        benchmark.Row(256, 8192, "gram", 60.0, 3600.0, 40.0, 60.0, 1.5),
+        benchmark.Row(32, 128, "correlation", 1.0, 0.9, 0.1, 0.9, 10.0),
+    ]
+    text = "\n".join(benchmark.summary(rows))
+    assert "smallest reference/ours: 0.90 at N=32, D=128" in text
+    assert "sizes above 50 ms beyond 1.3: N=256, D=8192: 1.50" in text
+    assert "N=64, D=2048: 40.0 times faster (aim: 45), missed" in text
+    assert "N=256, D=8192: 60.0 times faster (aim: 50), met" in text
+
+
 # ---------------------------------------------------------------- choice and memory
 
 
