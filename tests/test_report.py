@@ -254,3 +254,25 @@ def test_the_evaluation_is_shown(run: Maker) -> None:
     for words in ("With labels", "87.6%", "8,000 labels", "What k-NN answers", "better", f"dog {HOSTILE[:25]}"):
         assert words in page.words, words
     assert "<script" not in text
+
+
+def test_the_spectrum_of_every_look_is_one_picture(run: Maker) -> None:
+    page = write_report(run(steps=(0, 10, 20, 30, 40, 50))).read_text(encoding="utf-8")
+    assert page.count("Spectrum of the") == 2
+    assert "over time" not in write_report(run_of_two(run)).read_text(encoding="utf-8").split("Health over time")[0]
+
+
+def run_of_two(run: Maker) -> Path:
+    folder = run(steps=(0, 10, 20, 30, 40, 50))
+    for step in (10, 20, 30, 40):
+        (folder / "snapshots" / f"step-{step:07d}.npz").unlink()
+    return folder
+
+
+def test_spectrum_over_time_is_darkest_where_the_variance_is() -> None:
+    from barlow.figures import spectrum_over_time
+
+    made = spectrum_over_time([0, 5, 10], [np.array([1.0, 0.1, 0.01, 0.0])] * 3)
+    assert made["first"] == "0"
+    assert made["room"] == "4"
+    assert made["picture"].startswith("data:image/png;base64,")

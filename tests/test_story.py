@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from barlow import story
+from barlow import judgement, story
 
 HOSTILE = "<script>alert('x')</script>\"' onerror=alert(1) {{ 7 * 7 }} \udcff.jpg"
 JUDGED = {
@@ -22,7 +22,7 @@ JUDGED = {
 
 
 def test_evaluation_table_marks_the_best_and_keeps_intervals() -> None:
-    table = story.evaluation_table(JUDGED)
+    table = judgement.evaluation_table(JUDGED)
     assert table is not None
     assert table["columns"] == JUDGED["columns"]
     first, second = table["rows"]
@@ -32,35 +32,53 @@ def test_evaluation_table_marks_the_best_and_keeps_intervals() -> None:
     assert first["note"] == "8,000 labels"
     assert [cell["text"] for cell in second["cells"]] == ["0.500", "–", "–"]
     assert table["confusion"]["names"][0] == "cat"
-    bare = story.evaluation_table(JUDGED["rows"])
+    bare = judgement.evaluation_table(JUDGED["rows"])
     assert bare is not None
     assert bare["columns"] == JUDGED["columns"]
     assert bare["rows"][0]["cells"][0]["interval"] == "86.0% – 89.0%"
     assert bare["confusion"] is None
 
 
+def test_the_label_curve_shows_every_kind_of_features() -> None:
+    rows = [
+        {"protocol": name, "unit": "accuracy", "trained": 0.5 + share, "untrained": 0.4 + share, "raw pixels": None}
+        for name, share in (("k-NN", 0.3), ("linear", 0.3), ("1 % of labels", 0.0), ("10 % of labels", 0.2))
+    ]
+    counts = {"k-NN": 900, "linear": 900, "1 % of labels": 9, "10 % of labels": 90}
+    stored = {"columns": ["trained", "untrained"], "rows": rows, "training_labels": counts}
+    table = judgement.evaluation_table(stored)
+    assert table is not None
+    assert table["curve"].count("<polyline") == 2
+    assert ">trained</span>" in table["curve"]
+    first = table["curve"].split('points="')[1].split('"')[0].split()
+    assert len(first) == 3  # k-NN is no probe
+    none = judgement.evaluation_table(stored | {"rows": rows[:2]})
+    assert none is not None
+    assert none["curve"] == ""
+
+
 @pytest.mark.parametrize("stored", [None, [], {}, {"rows": 3}, {"rows": [{"protocol": "x"}]}, 7, "x", [[]]])
 def test_no_rows_no_table(stored: object) -> None:
-    assert story.evaluation_table(stored) is None
+    assert judgement.evaluation_table(stored) is None
 
 
 @pytest.mark.parametrize("matrix", [[[1, 2]], "no", [[1]], [], None])
 def test_a_broken_confusion_matrix_is_left_out(matrix: object) -> None:
-    table = story.evaluation_table(JUDGED | {"details": {"trained": {"k-NN": {"confusion": matrix}}}})
+    table = judgement.evaluation_table(JUDGED | {"details": {"trained": {"k-NN": {"confusion": matrix}}}})
     assert table is not None
     assert table["confusion"] is None
 
 
 def test_labels_that_show_no_gain_are_said_on_top() -> None:
     lines = [{"of": "embedding", "verdict": "healthy"}, {"of": "features", "verdict": "healthy"}]
-    better = story.overall(lines, story.evaluation_table(JUDGED))
+    better = story.overall(lines, judgement.evaluation_table(JUDGED))
     assert (better["word"], better["tone"], better["parts"][2]["word"]) == ("healthy", "good", "better")
     row = JUDGED["rows"][0] | {"trained": 0.7}  # type: ignore[operator]
-    worse = story.overall(lines, story.evaluation_table(JUDGED | {"rows": [row]}))
+    worse = story.overall(lines, judgement.evaluation_table(JUDGED | {"rows": [row]}))
     assert (worse["word"], worse["tone"]) == ("healthy, but not better yet", "wait")
     assert worse["remedy"]
     assert worse["parts"][2]["sentence"] == "k-NN: 70.0% trained, 50.0% untrained, 80.0% raw pixels."
-    ill = story.overall([lines[0] | {"verdict": "shortcut"}], story.evaluation_table(JUDGED | {"rows": [row]}))
+    ill = story.overall([lines[0] | {"verdict": "shortcut"}], judgement.evaluation_table(JUDGED | {"rows": [row]}))
     assert ill["word"] == "shortcut"
 
 

@@ -120,10 +120,24 @@ FINE = {
     ({"mean_diagonal": 0.34, "twins_found": 0.029}, "not learning yet"),
     ({"mean_diagonal": 0.36, "twins_found": 0.029}, "healthy"),
     ({"mean_diagonal": 0.34, "twins_found": 0.031}, "healthy"),
+    ({"mean_diagonal": 0.19, "twins_found": 0.099}, "not learning yet"),
+    ({"mean_diagonal": 0.21, "twins_found": 0.099}, "healthy"),
+    ({"mean_diagonal": 0.19, "twins_found": 0.11}, "healthy"),
     ({"n": 32.0, "mean_diagonal": 0.34, "twins_found": 0.15}, "not learning yet"),  # chance is 0.03
 ])  # fmt: skip
 def test_every_threshold_where_it_is_written(changes: dict[str, float], word: str) -> None:
     assert judge(FINE | changes).verdict == word
+
+
+@pytest.mark.parametrize(("changes", "word"), [
+    ({}, "healthy"), ({"duplicate_dimensions": 0.49, "participation": 2.0}, "healthy"),
+    ({"duplicate_dimensions": 0.51, "participation": 2.0}, "dimensional collapse"),
+    ({"duplicate_dimensions": 0.51, "participation": 2.0, "mean_diagonal": 0.81}, "shortcut"),
+    ({"duplicate_dimensions": 0.51, "participation": 4.1, "forced_duplicates": 0.9}, "redundant features"),
+])  # fmt: skip
+def test_copies_in_an_embedding_in_training_are_never_forced(changes: dict[str, float], word: str) -> None:
+    assert judge(FINE | changes, embedding=True).verdict == word
+    assert changes.get("participation", 4.1) > 4 or judge(FINE | changes).verdict == "healthy"
 
 
 def test_every_word_has_causes_and_a_remedy() -> None:

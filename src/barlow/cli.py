@@ -227,6 +227,28 @@ def export(
 
 
 @app.command
+def compare(runs: tuple[Path, ...], /, *, images: str | None = None, json: bool = False) -> None:
+    """Rank runs without labels, and say how sure the ranking is.
+
+    Every encoder answers the same images in the same random views. How far to trust it: docs/log.md, "Ranking runs".
+
+    Args:
+        runs: Run folders, two or more.
+        images: Images to ask about. [default: the held-out images of the first run]
+        json: Print the result as JSON.
+    """
+    from barlow.compare import compare, table
+
+    result = compare(runs, images)
+    if json:
+        import json as writer
+
+        print(writer.dumps(result, indent=2))
+    else:
+        print(table(result))
+
+
+@app.command
 def report(run: Path, /) -> None:
     """Draw the single-file report of a run again.
 

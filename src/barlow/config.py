@@ -56,6 +56,7 @@ class Config:
         health_every: Steps between two looks at the held-out images.
         checkpoint_every: Steps between checkpoints. [default: every 10 minutes and at each end of an epoch]
         keep_every: Steps between checkpoints that are kept for good, beside the last two and the best. [default: none]
+        stop_on_collapse: Stop, save and exit with code 4 when two looks in a row find a collapse. [default: go on]
         time_limit: Stop, save and exit with code 75 before this much time has passed: 2h, 90m, 1:30:00.
         timeout: Longest wait for another process, a worker or a device's, before it is taken for dead. [default: 15m]
         cache: Keep decoded images, resized to just above the crop, on disk. [default: when they fit]
@@ -94,6 +95,7 @@ class Config:
     health_every: int | None = None
     checkpoint_every: int | None = None
     keep_every: int | None = None
+    stop_on_collapse: bool | None = None
     time_limit: str | None = None
     timeout: str | None = None
     cache: bool | None = None

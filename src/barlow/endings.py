@@ -15,6 +15,7 @@ from barlow.errors import DataError, NumbersError, Stopped, UserError
 from barlow.files import atomic_write
 from barlow.launch import requeue
 from barlow.prepare import Ready
+from barlow.report import write_report
 from barlow.resources import explain_out_of_memory, is_out_of_memory, peak_memory
 from barlow.runlog import plain
 from barlow.session import Session
@@ -51,6 +52,18 @@ def trouble(session: Session, error: Exception) -> Exception:
     if isinstance(error, Stopped):
         return Stopped(f"{error}. Stopped after step {session.step:,}, {kept(session, saved)}. {way_on(session)}")
     return error
+
+
+def collapse(session: Session) -> NumbersError:
+    """What to tell someone whose run stops because it collapsed; the report shows the evidence."""
+    saved, out = session.settle(), session.parts.config.out
+    if session.run:
+        write_report(session.run.folder)
+    return NumbersError(
+        f"Stopped after step {session.step:,} of {session.steps:,}, {kept(session, saved)}: {session.watch.collapsed} "
+        f"The evidence is in {out}/report.html. "
+        f"To go on all the same: barlow pretrain --resume {out} --no-stop-on-collapse"
+    )
 
 
 def kept(session: Session, saved: bool) -> str:

@@ -16,7 +16,7 @@ class DataError(RuntimeError):
 
 
 class NumbersError(ArithmeticError):
-    """A loss or a gradient is not finite. Exit code 4."""
+    """A loss or a gradient is not finite, or the encoder collapsed and was to be stopped then. Exit code 4."""
 
     exit_code = 4
 

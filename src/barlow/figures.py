@@ -69,6 +69,16 @@ def spectra(snapshots: list[Snapshot]) -> list[Markup]:
     return charts
 
 
+def spectrum_over_time(steps: list[int], spectra: list[Array]) -> dict[str, Any]:
+    """The spectra (r,) of every look as one picture: a column a look, a row a direction, the strongest on top and the
+    rows closer together towards the weak end; the darker the larger its share of the variance, from 1e-5 to 1."""
+    room = min(len(values) for values in spectra)
+    rows = np.unique(np.geomspace(1, room, min(room, 64)).astype(np.int64)) - 1
+    shares = np.stack([values[rows] / (values.sum() or 1.0) for values in spectra], axis=1)
+    strength = 1 + np.log10(np.maximum(shares, 1e-5)) / 5
+    return {"picture": diverging(-strength), "first": f"{steps[0]:,}", "last": f"{steps[-1]:,}", "room": f"{room:,}"}
+
+
 def varied(features: Array, count: int) -> list[int]:
     """Images as different as possible: from the most typical one, always the one farthest from those chosen."""
     unit = _unit(features)

@@ -51,6 +51,7 @@ __all__ = [
     "mean_cosine",
     "mean_diagonal",
     "measure",
+    "measure_pair",
     "modes",
     "occupancy",
     "off_diagonal_excess",
@@ -103,19 +104,27 @@ def measure(z: ArrayLike, z_b: ArrayLike | None = None) -> dict[str, float]:
     if values["duplicate_dimensions"] >= 0.5:  # seldom, and costly
         values["forced_duplicates"] = forced_duplicates(s)
     if z_b is not None:
-        a, b = paired(plain, _rows(z_b))
-        values |= {"mean_diagonal": mean_diagonal(a, b), "twins_found": twins_found(a, b), "view_gap": view_gap(a, b)}
+        values |= measure_pair(plain, z_b)
     return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
-def diagnose(z: ArrayLike, z_b: ArrayLike | None = None, *, warm_up: bool = False) -> Diagnosis:
+def measure_pair(z_a: ArrayLike | Sample, z_b: ArrayLike) -> dict[str, float]:
+    """The measures of two views (n, d) of the same images alone: mean_diagonal, twins_found, view_gap."""
+    a, b = paired(z_a if isinstance(z_a, Sample) else _rows(z_a), _rows(z_b))
+    return {"mean_diagonal": mean_diagonal(a, b), "twins_found": twins_found(a, b), "view_gap": view_gap(a, b)}
+
+
+def diagnose(
+    z: ArrayLike, z_b: ArrayLike | None = None, *, warm_up: bool = False, embedding: bool = False
+) -> Diagnosis:
     """The verdict on embeddings or features z (n, d) of n different images; with z_b, on two views of the same images.
 
-    ``warm_up``: training has only just begun, so a low rank is no alarm. The words and the rules, each with its
-    threshold and reason, stand at the head of ``barlow.verdict``. Give it 128 images or more: from fewer, a rank or a
-    cluster can hardly be told. Raises UserError as ``measure`` does.
+    ``warm_up``: training has only just begun, so a low rank is no alarm. ``embedding``: z is what the objective is
+    decorrelating, the projector's output in training, so copied dimensions are a fault whatever the spectrum. The words
+    and the rules, each with its threshold and reason, stand at the head of ``barlow.verdict``. Give it 128 images or
+    more: from fewer, a rank or a cluster can hardly be told. Raises UserError as ``measure`` does.
     """
-    return judge(measure(z, z_b), warm_up=warm_up)
+    return judge(measure(z, z_b), warm_up=warm_up, embedding=embedding)
 
 
 def _rows(z: ArrayLike) -> ArrayLike:

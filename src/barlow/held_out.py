@@ -13,13 +13,17 @@ from torch import Tensor
 
 from barlow.batches import SPLIT_EPOCH, Batch, Stream
 from barlow.draws import IntArray
-from barlow.health import Diagnosis, diagnose
+from barlow.health import Diagnosis, measure, measure_pair
+from barlow.neighbours import lidar
 from barlow.network import Twins
+from barlow.repeats import many_views
+from barlow.verdict import judge
 from barlow.views import View, crop, draw, finish
 
 THUMBNAIL = 96  # pixels, the largest side kept for the report
 PAIRS = 8  # of views kept for the report
 CHUNK = 128  # images a pass
+LIDAR_VIEWS = 10  # of each image; fewer say too little of how an image varies
 
 
 @final
@@ -59,7 +63,8 @@ class HeldOut:
     def outputs(self, network: Twins, autocast: Callable[[], AbstractContextManager[Any]]) -> dict[str, Tensor]:
         """``features`` (m, d) of the clean images, ``embedding_a`` and ``embedding_b`` (m, D) of two views, float32.
 
-        Also ``features_a`` and ``features_b``, the encoder's output for the two views. In evaluation mode.
+        Also ``features_a`` and, where one encoder makes both, ``features_b``, its output for the two views: the numbers
+        of two encoders do not correspond. In evaluation mode.
         """
         training = network.training
         network.eval()
@@ -72,6 +77,22 @@ class HeldOut:
         network.train(training)
         return {name: torch.cat(values) for name, values in parts.items()}
 
+    def lidar(self, network: Twins, autocast: Callable[[], AbstractContextManager[Any]]) -> dict[str, float]:
+        """LiDAR of the encoder's output ("features") and of the embedding, over ``LIDAR_VIEWS`` views of each image."""
+        training, encoder, projector = network.training, network.encoders[0], network.projectors[0]
+        network.eval()
+
+        def encode(view: Tensor) -> Tensor:
+            with autocast():
+                h = encoder(view)
+                return torch.cat([h.float(), projector(h).float()], dim=1)
+
+        z = many_views(self.source, self.batch.images, LIDAR_VIEWS, encode, device=self.device, mean=self.mean,
+                       std=self.std)  # fmt: skip
+        network.train(training)
+        width = z.shape[2] - list(projector.parameters())[-1].shape[0]
+        return {"features": lidar(z[:, :, :width]), "embedding": lidar(z[:, :, width:])}
+
     def _pass(self, network: Twins, rows: slice) -> dict[str, Tensor]:
         clean = finish(self.clean[rows].to(self.device), self.clean_draws[rows], self.mean, self.std)
         part = Batch(-1, self.batch.images[rows], self.batch.epochs[rows],
@@ -80,16 +101,31 @@ class HeldOut:
         two = self.source.finish(part, self.device, self.mean, self.std)
         for letter, number, view in zip("ab", range(2), two, strict=True):
             h = network.encoders[number % len(network.encoders)](view)
-            made[f"features_{letter}"] = h
+            if letter == "a" or len(network.encoders) == 1:
+                made[f"features_{letter}"] = h
             made[f"embedding_{letter}"] = network.projectors[number % len(network.projectors)](h)
         return made
 
 
 def health_lines(step: int, out: dict[str, Tensor], *, warm_up: bool) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl of kind "health", one for the encoder's output and one for the projector's."""
-    lines = []
-    for of, a, b in (("features", "features_a", "features_b"), ("embedding", "embedding_a", "embedding_b")):
-        found: Diagnosis = diagnose(out[a].numpy(), out[b].numpy(), warm_up=warm_up)
-        lines.append({"kind": "health", "step": step, "of": of, "verdict": found.verdict, "sentence": found.sentence,
-                      **found.measures})  # fmt: skip
-    return lines
+    """The lines of metrics.jsonl of kind "health", one for the encoder's output and one for the projector's.
+
+    The encoder's output is that of the clean images, as it will be used; whether twins are found is asked of the views.
+    """
+    z = {name: value.numpy() for name, value in out.items()}
+    features = measure(z["features"])
+    if "features_b" in z:
+        features |= measure_pair(z["features_a"], z["features_b"])
+    embedding = measure(z["embedding_a"], z["embedding_b"])
+    judged = {
+        "features": judge(features, warm_up=warm_up),
+        "embedding": judge(embedding, warm_up=warm_up, embedding=True),
+    }
+    return [
+        {"kind": "health", "step": step, "of": of, **_words(found), **found.measures} for of, found in judged.items()
+    ]
+
+
+def _words(found: Diagnosis) -> dict[str, Any]:
+    advice = {"causes": found.causes, "remedy": found.remedy} if found.causes else {}
+    return {"verdict": found.verdict, "sentence": found.sentence, **advice}

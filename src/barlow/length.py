@@ -14,7 +14,7 @@ from barlow.train import one_step
 
 TRIAL_SECONDS = 6.0  # of timed steps at most; less where the whole run is short
 FINISH_SECONDS = 6.0  # for the last save, the encoder and the report
-LOOKS = 21  # at the held-out images in a short run
+LOOKS = 25  # at the held-out images in a short run: twenty-one, and ten views of each for LiDAR at the end
 
 
 def steps_of_epochs(config: Config, images: int) -> int:

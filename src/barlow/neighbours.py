@@ -176,6 +176,18 @@ def lidar(z: ArrayLike, delta: float = 1e-4) -> float:
     the mean covariance of an image's views + δI: 1 … min(n − 1, d). Directions that only the augmentation moves do not
     count. n ≥ 2, q ≥ 2; the paper uses n = 1000, q = 50 and δ = 1e-4 (Thilak et al. 2023, eq. 1–4). Depends on the
     scale of z through δ."""
+    return entropy_rank(between_over_within(z, delta))
+
+
+def view_information(z: ArrayLike, delta: float = 1e-4) -> float:
+    """½ Σ log(1 + λ), λ the eigenvalues of LiDAR's Σ: what (n images, q views, d) tell of the image that survives the
+    random views, in nats, were images and views Gaussian. 0 … without bound; grows with the rank and with the agreement
+    of the views. n ≥ 2, q ≥ 2; depends on the scale of z through δ, so bring arrays to one scale first."""
+    return float(0.5 * np.log1p(between_over_within(z, delta)).sum())
+
+
+def between_over_within(z: ArrayLike, delta: float = 1e-4) -> Floats:
+    """The eigenvalues of LiDAR's Σ, largest first."""
     z = np.asarray(z, dtype=np.float64)
     if z.ndim != 3 or z.shape[0] < 2 or z.shape[1] < 2 or not np.isfinite(z).all():
         raise UserError(f"lidar needs finite numbers of the shape (images ≥ 2, views ≥ 2, numbers); got {z.shape}")
@@ -187,5 +199,4 @@ def lidar(z: ArrayLike, delta: float = 1e-4) -> float:
         between, within = between @ basis, within @ basis
     values, vectors = np.linalg.eigh(within.T @ within)
     whitened = (between @ vectors) / np.sqrt(np.maximum(values, 0.0) + delta)
-    sigma = np.linalg.svd(whitened, compute_uv=False)
-    return entropy_rank(np.square(sigma))
+    return np.asarray(np.square(np.linalg.svd(whitened, compute_uv=False)))

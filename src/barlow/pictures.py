@@ -53,6 +53,12 @@ class Axis(NamedTuple):
         return np.asarray(np.clip((values - low) / (high - low), -0.02, 1.02))
 
 
+def number(value: Any) -> float | None:
+    """``value`` as a finite float; None for anything else (missing, null, a word)."""
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if usable else None
+
+
 def short(value: float) -> str:
     """A number as people write it on an axis: 1,200 · 0.05 · 1e-7."""
     size = abs(value)

@@ -20,14 +20,16 @@ from numpy.typing import NDArray
 
 from barlow import __version__
 from barlow.errors import UserError
-from barlow.figures import Snapshot, embedding_map, matrices, neighbours, spectra, strips
+from barlow.figures import Snapshot, embedding_map, matrices, neighbours, spectra, spectrum_over_time, strips
 from barlow.files import atomic_write
-from barlow.health import diagnose
+from barlow.health import diagnose, spectrum
+from barlow.judgement import evaluation_table
 from barlow.pictures import thumbnail
 from barlow.runlog import SNAPSHOT, parse, read_environment
-from barlow.story import cards, choices, evaluation_table, health_charts, loss_charts, notes, overall
+from barlow.story import cards, choices, health_charts, loss_charts, notes, overall
 
 Arrays = dict[str, NDArray[Any]]
+LOOKS = 40  # columns of the picture of the spectrum over time at most
 
 
 class Folder(NamedTuple):
@@ -39,6 +41,7 @@ class Folder(NamedTuple):
     lines: dict[str, list[dict[str, Any]]]  # of metrics.jsonl, by kind
     held_out: Arrays
     snapshots: list[Snapshot]  # the first, two between, the last: fewer where there are fewer
+    spectra: list[tuple[int, NDArray[Any], NDArray[Any]]]  # step, of the features, of the embedding, at every look
     evaluation: Any
     quarantined: list[dict[str, Any]]
 
@@ -68,7 +71,8 @@ def read_folder(run: Path) -> Folder:
             lines.setdefault(str(line.get("kind")), []).append(line)
     return Folder(
         run, _toml(run / "config.toml"), read_environment(run), lines, _held_out(run / "snapshots" / "held_out.npz"),
-        _snapshots(run / "snapshots"), _json(run / "evaluation.json"), _json_lines(run / "quarantine.jsonl"),
+        _snapshots(run / "snapshots"), _spectra(run / "snapshots"), _json(run / "evaluation.json"),
+        _json_lines(run / "quarantine.jsonl"),
     )  # fmt: skip
 
 
@@ -92,7 +96,7 @@ def context(folder: Folder) -> dict[str, Any]:
         "cards": cards(folder.config, folder.lines, health),
         "loss": loss_charts(folder.config, folder.lines["train"]),
         "health": health_charts(health),
-        "matrices": [], "spectra": [], "neighbours": [], "strips": [], "map": None, "views": [],
+        "matrices": [], "spectra": [], "over_time": [], "neighbours": [], "strips": [], "map": None, "views": [],
         "evaluation": table,
         "settings": choices(folder.config, folder.lines["event"]),
         "machine": [(key, str(value)) for key, value in folder.environment.items() if value not in (None, "", [])],
@@ -113,6 +117,12 @@ def _draw(folder: Folder, shown: dict[str, Any]) -> None:
         return
     shown["dimensions"] = snapshots[-1].embedding_a.shape[1]
     shown["matrices"], shown["spectra"] = matrices(snapshots), spectra(snapshots)
+    if len(folder.spectra) > 2:
+        steps = [step for step, _, _ in folder.spectra]
+        for title, of in (("Encoder output", 1), ("Embedding", 2)):
+            shown["over_time"].append(
+                {"title": title, **spectrum_over_time(steps, [look[of] for look in folder.spectra])}
+            )
     if "images" in held_out and len(held_out["images"]) == len(snapshots[-1].features):
         images, keys = held_out["images"], [str(key) for key in held_out["keys"]]
         shown["neighbours"] = neighbours(snapshots, images, keys)
@@ -124,7 +134,10 @@ def _health_of(snapshots: list[Snapshot]) -> list[dict[str, Any]]:
     """Health lines made from the snapshots, for a run that has logged none."""
     lines = []
     for s in snapshots:
-        for of, found in (("features", diagnose(s.features)), ("embedding", diagnose(s.embedding_a, s.embedding_b))):
+        for of, found in (
+            ("features", diagnose(s.features)),
+            ("embedding", diagnose(s.embedding_a, s.embedding_b, embedding=True)),
+        ):
             words = {"verdict": found.verdict, "sentence": found.sentence}
             lines.append({"step": s.step, "of": of, **words, **found.measures})
     return lines
@@ -137,6 +150,16 @@ def _arrays(path: Path) -> Arrays:
             return {name: stored[name] for name in stored.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
         return {}
+
+
+def _spectra(folder: Path) -> list[tuple[int, NDArray[Any], NDArray[Any]]]:
+    """(step, spectrum of the features, of the embedding) of up to ``LOOKS`` snapshots, spread evenly."""
+    found = sorted(
+        (int(name[1]), path) for path in folder.glob("step-*.npz") if (name := SNAPSHOT.fullmatch(path.name))
+    )
+    chosen = sorted(set(np.linspace(0, len(found) - 1, LOOKS).astype(int))) if found else []
+    made = [snapshot for i in chosen if (snapshot := _snapshot(*found[i]))]
+    return [(s.step, spectrum(s.features), spectrum(s.embedding_a)) for s in made]
 
 
 def _snapshots(folder: Path) -> list[Snapshot]:

@@ -27,6 +27,8 @@ from barlow.resume import fitting
 from barlow.runlog import Run
 from barlow.saver import Saver
 from barlow.signals import Deadline
+from barlow.verdict import is_alarm
+from barlow.watch import Watch
 
 SAVE_SECONDS = 600.0  # between checkpoints, unless checkpoint_every says otherwise
 SAVE_SHARE = 0.02  # of the time at most goes into saving at the ends of epochs, which may be short
@@ -51,6 +53,7 @@ class Session:
         self.worried = False
         self._saved_step = -1
         self._told: set[str] = set()
+        self.watch = Watch()
         self.quarantine: Quarantine | None = None
         self.log_every = max(1, steps // LINES)
         self.health_every = parts.config.health_every or int(np.clip(steps // 20, 20, 500))
@@ -154,16 +157,24 @@ class Session:
         parts = self.parts
         out = parts.held_out.outputs(parts.network, parts.fabric.autocast)
         lines = health_lines(self.step, out, warm_up=warm_up)
+        if self.step == self.steps:
+            for of, value in parts.held_out.lidar(parts.network, parts.fabric.autocast).items():
+                next(line for line in lines if line["of"] == of)["lidar"] = value
         for line in lines:
             self.log("health", **{k: v for k, v in line.items() if k not in ("kind", "step")})
         self.measure = float(lines[0].get(MEASURE, 0.0))
+        for alarm in self.watch.see(lines):
+            say(f"warning: step {self.step:,}: {alarm}")
+            self.log("event", message=alarm)
         arrays = {"features": out["features"].numpy()}
         arrays |= {name: _half(out[name]) for name in ("embedding_a", "embedding_b")}
         try:
             self.run.snapshot(f"step-{self.step:07d}", **arrays)
         except OSError as error:
             self.warn(error)
-        return {"twins_found": lines[0]["twins_found"], "verdict": lines[1]["verdict"]}
+        twins = lines[0].get("twins_found", lines[1]["twins_found"])
+        worst = next((line for line in lines if is_alarm(line["verdict"])), lines[1])
+        return {"twins_found": twins, "verdict": worst["verdict"]}
 
     def save(self) -> None:
         """Writes a checkpoint beside the training; a disk that refuses is a warning, and the next save tries again."""

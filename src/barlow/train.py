@@ -13,7 +13,7 @@ from barlow import ranks
 from barlow.agreement import agree, leave, share
 from barlow.batches import Batch, batches
 from barlow.console import Display, say
-from barlow.endings import NotFinite, diverged, farewell, trouble
+from barlow.endings import NotFinite, collapse, diverged, farewell, trouble
 from barlow.errors import NumbersError
 from barlow.launch import patience
 from barlow.microbatch import backward
@@ -42,11 +42,16 @@ def train(session: Session, stop: StopRequest, *, quiet: bool = False) -> None:
             batch, waited, failure = fetch(coming)
             news = session.news(batch)
             wish = stop.signal is not None or session.out_of_time()
-            stopping, saving, failing, bad = agree(wish, session.save_due(), failure is not None, bool(news))
-            if saving or stopping or failing:
+            ill = bool(config.stop_on_collapse and session.watch.collapsed)
+            stopping, saving, failing, bad, collapsed = agree(
+                wish, session.save_due(), failure is not None, bool(news), ill
+            )
+            if saving or stopping or failing or collapsed:
                 session.save()
             if failing:
                 share(trouble(session, failure) if failure else None)
+            if collapsed:
+                leave(collapse(session))
             if batch is None:
                 return
             if stopping:

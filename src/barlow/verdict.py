@@ -13,13 +13,17 @@ collapsed ones showed; ``benchmarks/verdicts.py`` holds the cases and prints whi
    inside them; or three in ten images sit on their nearest neighbour while the rank is not one or two (on a line,
    neighbours are close without clusters). Ordinary classes keep 20 % and more of the variance inside.
 4. redundant features — half of the dimensions have a copy (|ρ| > 0.95), at least four times as many as dimensions of
-   random direction would have with this spectrum, and the participation is 4 or more: below that, the rank is low.
+   random direction would have with this spectrum, and the participation is 4 or more: below that, the rank is low. In
+   an embedding that is being trained copies are never forced: decorrelating it is half of the objective, and healthy
+   runs had copies of one dimension in ten at most. There, half are too many whatever the spectrum, as in rule 5.
 5. dimensional collapse — the spectrum falls off a cliff (``rank_cliff``); or one direction holds almost everything
    (participation < 1.3, less for m < 7); or the effective rank is below 9 (for m < 36: below m/4); or half of the
-   dimensions are dead. With two views and a mean diagonal ≥ 0.8 it is a shortcut: the views agree on very little, and
-   as nothing more will come, an effective rank below 12 is low enough. Healthy runs pass through 11 to 16 on their way
-   up, at diagonals of 0.4 to 0.5; power laws up to λ ∝ k^−2.5 stay above these bounds.
-6. not learning yet — two views: mean diagonal < 0.35 and twins found no more than five times chance (or 3 %).
+   dimensions are dead; or, in an embedding in training, copies. With two views and a mean diagonal ≥ 0.8 it is a
+   shortcut: the views agree on very little, and as nothing more will come, an effective rank below 12 is low enough.
+   Healthy runs pass through 11 to 16 on their way up, at diagonals of 0.4 to 0.5; power laws up to λ ∝ k^−2.5 stay
+   above these bounds.
+6. not learning yet — two views: mean diagonal < 0.35 and twins found no more than five times chance (or 3 %); or mean
+   diagonal < 0.2 and twins found below 10 %: untrained networks have about 0.2 and 5 %, on small gray images.
 7. healthy — none of these.
 
 From fewer than 16 images rules 3 to 5 do not speak: chance alone can make so few look flat, copied or clustered.
@@ -79,7 +83,7 @@ CAUSES: dict[str, tuple[str, ...]] = {
         "training has only just begun",
         "the learning rate is too low or too high",
         "λ is so large that the agreement of the views hardly counts",
-        "the views are so strong that nothing common is left in them",
+        "the views are so strong that nothing common is left in them, or all images are nearly the same picture",
     ),
 }
 
@@ -109,23 +113,29 @@ class Diagnosis:
     @property
     def alarm(self) -> bool:
         """True for every verdict but "healthy" and "not learning yet"."""
-        return self.verdict not in ("healthy", "not learning yet")
+        return is_alarm(self.verdict)
 
 
-def judge(m: Mapping[str, float], *, warm_up: bool = False) -> Diagnosis:
-    """The verdict for the measures ``m`` of ``barlow.health.measure``, by the rules at the head of this file."""
-    verdict, sentence = _first(m, warm_up)
+def is_alarm(verdict: str) -> bool:
+    """Whether a verdict says that something is wrong: all but "healthy" and "not learning yet"."""
+    return verdict not in ("healthy", "not learning yet")
+
+
+def judge(m: Mapping[str, float], *, warm_up: bool = False, embedding: bool = False) -> Diagnosis:
+    """The verdict for the measures ``m`` of ``barlow.health.measure``, by the rules at the head of this file.
+    ``embedding``: of an embedding that the objective is decorrelating."""
+    verdict, sentence = _first(m, warm_up, embedding)
     return Diagnosis(verdict, sentence, CAUSES[verdict], REMEDIES[verdict], dict(m))
 
 
-def _first(m: Mapping[str, float], warm_up: bool) -> tuple[str, str]:
+def _first(m: Mapping[str, float], warm_up: bool, embedding: bool) -> tuple[str, str]:
     enough = m["n"] >= 16
-    low = _low_rank(m) if enough else None
+    low = _low_rank(m, embedding) if enough else None
     if sentence := _complete(m, warm_up):
         return "complete collapse", sentence
     if (gap := m.get("view_gap", 1.0)) < (1e-6 if low else 1e-3):
         return "identical views", f"The two views of an image differ by {gap:.1g} of the spread between images."
-    alarm = (_clusters(m) or _copies(m) or low) if enough else None
+    alarm = (_clusters(m) or _copies(m, embedding) or low) if enough else None
     if alarm and warm_up:
         return "not learning yet", f"Too early to judge, still warming up. {alarm[1]}"
     return alarm or _unlearned(m) or ("healthy", _praise(m))
@@ -153,14 +163,15 @@ def _clusters(m: Mapping[str, float]) -> tuple[str, str] | None:
     return None
 
 
-def _copies(m: Mapping[str, float]) -> tuple[str, str] | None:
+def _copies(m: Mapping[str, float], embedding: bool) -> tuple[str, str] | None:
     share = m["duplicate_dimensions"]
-    if share >= 0.5 and m.get("forced_duplicates", 0.0) <= share / 4 and m["participation"] >= 4:
+    unforced = embedding or m.get("forced_duplicates", 0.0) <= share / 4
+    if share >= 0.5 and unforced and m["participation"] >= 4:
         return "redundant features", f"{share:.0%} of the dimensions are copies of another (correlation above 0.95)."
     return None
 
 
-def _low_rank(m: Mapping[str, float]) -> tuple[str, str] | None:
+def _low_rank(m: Mapping[str, float], embedding: bool) -> tuple[str, str] | None:
     room = min(m["n"] - 1, m["d"])
     rank, carried = m["effective_rank"], m["participation"]
     agreed = m.get("mean_diagonal", 0.0) >= 0.8
@@ -174,6 +185,10 @@ def _low_rank(m: Mapping[str, float]) -> tuple[str, str] | None:
         why = f"The embedding spreads over {rank:.1f} of {room:.0f} possible directions (effective rank)."
     elif m["dead_dimensions"] >= 0.5:
         why = f"{m['dead_dimensions']:.0%} of the dimensions are the same number for every image."
+    elif embedding and m["duplicate_dimensions"] >= 0.5 and carried < 4:
+        why = (
+            f"{m['duplicate_dimensions']:.0%} of the dimensions are copies, and {carried:.1f} directions carry it all."
+        )
     else:
         return None
     if agreed:
@@ -182,7 +197,10 @@ def _low_rank(m: Mapping[str, float]) -> tuple[str, str] | None:
 
 
 def _unlearned(m: Mapping[str, float]) -> tuple[str, str] | None:
-    if "twins_found" not in m or m["mean_diagonal"] >= 0.35 or m["twins_found"] >= max(0.03, 5 / m["n"]):
+    if "twins_found" not in m or m["mean_diagonal"] >= 0.35:
+        return None
+    few = 0.1 if m["mean_diagonal"] < 0.2 else 0.03
+    if m["twins_found"] >= max(few, 5 / m["n"]):
         return None
     return "not learning yet", (
         f"The two views of an image are hardly more alike than those of different images: {m['twins_found']:.1%} of "
