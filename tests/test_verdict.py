@@ -130,10 +130,10 @@ def test_every_threshold_where_it_is_written(changes: dict[str, float], word: st
 
 
 @pytest.mark.parametrize(("changes", "word"), [
-    ({}, "healthy"), ({"duplicate_dimensions": 0.49, "participation": 2.0}, "healthy"),
-    ({"duplicate_dimensions": 0.51, "participation": 2.0}, "dimensional collapse"),
-    ({"duplicate_dimensions": 0.51, "participation": 2.0, "mean_diagonal": 0.81}, "shortcut"),
-    ({"duplicate_dimensions": 0.51, "participation": 4.1, "forced_duplicates": 0.9}, "redundant features"),
+    ({}, "healthy"), ({"duplicate_dimensions": 0.74, "participation": 2.0}, "healthy"),
+    ({"duplicate_dimensions": 0.76, "participation": 2.0}, "dimensional collapse"),
+    ({"duplicate_dimensions": 0.76, "participation": 2.0, "mean_diagonal": 0.81}, "shortcut"),
+    ({"duplicate_dimensions": 0.76, "participation": 4.1, "forced_duplicates": 0.9}, "redundant features"),
 ])  # fmt: skip
 def test_copies_in_an_embedding_in_training_are_never_forced(changes: dict[str, float], word: str) -> None:
     assert judge(FINE | changes, embedding=True).verdict == word

@@ -15,13 +15,13 @@ collapsed ones showed; ``benchmarks/verdicts.py`` holds the cases and prints whi
 4. redundant features — half of the dimensions have a copy (|ρ| > 0.95), at least four times as many as dimensions of
    random direction would have with this spectrum, and the participation is 4 or more: below that, the rank is low. In
    an embedding that is being trained copies are never forced: decorrelating it is half of the objective, and healthy
-   runs had copies of one dimension in ten at most. There, half are too many whatever the spectrum, as in rule 5.
+   runs had copies of half of the dimensions at most, in passing. There three quarters are too many, however forced.
 5. dimensional collapse — the spectrum falls off a cliff (``rank_cliff``); or one direction holds almost everything
    (participation < 1.3, less for m < 7); or the effective rank is below 9 (for m < 36: below m/4); or half of the
-   dimensions are dead; or, in an embedding in training, copies. With two views and a mean diagonal ≥ 0.8 it is a
-   shortcut: the views agree on very little, and as nothing more will come, an effective rank below 12 is low enough.
-   Healthy runs pass through 11 to 16 on their way up, at diagonals of 0.4 to 0.5; power laws up to λ ∝ k^−2.5 stay
-   above these bounds.
+   dimensions are dead; or three quarters are copies in an embedding in training. With two views and a mean diagonal
+   ≥ 0.8 it is a shortcut: the views agree on very little, and as nothing more will come, an effective rank below 12 is
+   low enough. Healthy runs pass through 11 to 16 on their way up, at diagonals of 0.4 to 0.5; power laws up to
+   λ ∝ k^−2.5 stay above these bounds.
 6. not learning yet — two views: mean diagonal < 0.35 and twins found no more than five times chance (or 3 %); or mean
    diagonal < 0.2 and twins found below 10 %: untrained networks have about 0.2 and 5 %, on small gray images.
 7. healthy — none of these.
@@ -36,6 +36,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+COPIED = 0.75  # share of copied dimensions that is too large in an embedding in training, whatever the spectrum
 
 WORDS = (
     "healthy",
@@ -165,8 +167,8 @@ def _clusters(m: Mapping[str, float]) -> tuple[str, str] | None:
 
 def _copies(m: Mapping[str, float], embedding: bool) -> tuple[str, str] | None:
     share = m["duplicate_dimensions"]
-    unforced = embedding or m.get("forced_duplicates", 0.0) <= share / 4
-    if share >= 0.5 and unforced and m["participation"] >= 4:
+    unforced = share >= 0.5 and m.get("forced_duplicates", 0.0) <= share / 4
+    if (unforced or (embedding and share >= COPIED)) and m["participation"] >= 4:
         return "redundant features", f"{share:.0%} of the dimensions are copies of another (correlation above 0.95)."
     return None
 
@@ -185,7 +187,7 @@ def _low_rank(m: Mapping[str, float], embedding: bool) -> tuple[str, str] | None
         why = f"The embedding spreads over {rank:.1f} of {room:.0f} possible directions (effective rank)."
     elif m["dead_dimensions"] >= 0.5:
         why = f"{m['dead_dimensions']:.0%} of the dimensions are the same number for every image."
-    elif embedding and m["duplicate_dimensions"] >= 0.5 and carried < 4:
+    elif embedding and m["duplicate_dimensions"] >= COPIED and carried < 4:
         why = (
             f"{m['duplicate_dimensions']:.0%} of the dimensions are copies, and {carried:.1f} directions carry it all."
         )
