@@ -13,14 +13,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from barlow import probe
+from barlow import finetune, probe
 from barlow.encoder import load_encoder, save_encoder
 from barlow.errors import NumbersError, UserError
-from barlow.evaluate import compare, evaluate, features_of, fingerprint, raw_pixels, table
+from barlow.evaluate import compare, evaluate, table
+from barlow.features import features_of, fingerprint, raw_pixels
 from barlow.images import open_images
+from barlow.judgement import evaluation_table
 from barlow.labelled import divided, open_labelled
 from barlow.network import build_encoder, model_arguments
-from barlow.story import evaluation_table
 
 ARGS = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 16], "stem_chs": 8}
 
@@ -423,3 +424,50 @@ def test_labels_for_nothing_are_one_sentence(tmp_path: Path, pair: tuple[Path, P
 def test_evaluate_needs_an_encoder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="neither a run folder"):
         evaluate(tmp_path, "sample")
+
+
+# ---- fine-tuning
+
+
+def test_fine_tuning_learns_leaves_the_encoder_alone_and_stands_beside_training_from_scratch(
+    run: Path, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetune, "LEAST", 30)
+    monkeypatch.setattr(finetune, "EPOCHS", 6)
+    before = fingerprint(load_encoder(run))
+    result = evaluate(run, pair[0], test=pair[1], fine_tune=True)
+    few, every = result["rows"][-2:]
+    assert [few["protocol"], every["protocol"]] == ["fine-tuned, 10 % of labels", "fine-tuned"]
+    assert result["training_labels"]["fine-tuned, 10 % of labels"] == 30
+    assert every["trained"] > 0.6  # chance is a third; the labels themselves are wrong in three of a hundred
+    for name in ("trained", "untrained"):  # the second is a supervised network from scratch
+        low, high = every["intervals"][name]
+        assert low <= every[name] <= high
+        assert np.sum(result["details"][name]["fine-tuned"]["confusion"]) == 120
+    assert "raw pixels" not in every
+    assert "fine-tuned (300 labels)" in table(result)
+    assert fingerprint(load_encoder(run)) == before == result["weights"]["trained"]
+
+
+def test_fine_tuning_is_the_same_again_and_never_sees_the_test_part(
+    run: Path, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetune, "LEAST", 3)
+    monkeypatch.setattr(finetune, "EPOCHS", 0)
+    labelled = open_labelled(pair[0], test=pair[1])
+    values, rows = labelled.targets.values, np.arange(100)
+    made = []
+    for labels in (values, values, np.where(np.arange(len(values)) < 100, values, 0)):
+        network = finetune.fine_tuned(load_encoder(run), labelled.images[0], rows, labels[rows], 3)
+        made.append(fingerprint(network))
+    assert made[0] == made[1] == made[2]
+    assert made[0] != fingerprint(
+        finetune.fine_tuned(load_encoder(run), labelled.images[0], rows, values[rows], 3, seed=1)
+    )
+
+
+def test_fine_tuning_needs_classes(run: Path, tmp_path: Path) -> None:
+    images, _ = bright(60)
+    values = saved(tmp_path / "v.npz", images, np.random.default_rng(0).random(60))
+    with pytest.raises(UserError, match="--fine-tune"):
+        evaluate(run, values, fine_tune=True)

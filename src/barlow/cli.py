@@ -81,7 +81,15 @@ def pretrain(
 
 @app.command
 def evaluate(
-    run: Path, /, *, labels: str, images: str | None = None, test: str | None = None, seed: int = 0, json: bool = False
+    run: Path,
+    /,
+    *,
+    labels: str,
+    images: str | None = None,
+    test: str | None = None,
+    seed: int = 0,
+    fine_tune: Annotated[bool, Parameter(negative="")] = False,
+    json: bool = False,
 ) -> None:
     """Measure the encoder of a run with labels, beside the untrained encoder and raw pixels.
 
@@ -95,11 +103,13 @@ def evaluate(
             images that the run was trained on]
         test: Labelled images to test on, in the same forms. [default: a fifth of the labels]
         seed: Seed of the draws of few labels, and of the split where there is one.
+        fine_tune: Also train the whole network on 10 % and on all labels, beside the same network trained from
+            scratch. Takes minutes.
         json: Print the result as JSON.
     """
     from barlow.evaluate import evaluate, table
 
-    result = evaluate(run, labels, images=images, test=test, seed=seed)
+    result = evaluate(run, labels, images=images, test=test, seed=seed, fine_tune=fine_tune)
     if json:
         import json as writer
 

@@ -6,7 +6,6 @@ exclude each other and for real values a linear probe each. The encoder stays fr
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,25 +16,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from barlow import protocols, scores
 from barlow.config import read_toml
-from barlow.embedding import embed_images
 from barlow.encoder import Encoder, encoder_folder, load_encoder, read_config, untrained
 from barlow.errors import NumbersError, UserError
+from barlow.features import features_of, fingerprint, raw_pixels
 from barlow.files import atomic_write
-from barlow.guard import BadImage
-from barlow.index import in_threads
+from barlow.finetune import fine_tune_rows
 from barlow.labelled import Labelled, divided, open_labelled
 from barlow.pairs import path_columns, read_table
 from barlow.progress import progress
-from barlow.reading import Images
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
-PIXELS = 32  # largest side of raw pixels; larger images, and images of different sizes, become PIXELS × PIXELS
 K, TEMPERATURE = 20, 0.07
 SHARES, DRAWS = (0.01, 0.1), 5
 CONFUSION_CLASSES = 100  # with more the confusion matrix is left out
@@ -58,13 +53,14 @@ Protocol = Callable[[Floats, Floats], Judged]  # of the features for training an
 
 def evaluate(
     run: str | Path, labels: str | Path, *, images: str | None = None, test: str | Path | None = None, seed: int = 0,
-    batch_size: int = 256,
+    batch_size: int = 256, fine_tune: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Measures the encoder of a run, writes ``evaluation.json`` into the run folder and returns the same.
 
     ``labels``, ``images`` and ``test`` as in ``open_labelled``. ``seed`` draws the few labels, the parts that penalties
-    are chosen on, and the test part where the labels bring none; ``batch_size`` images are embedded at a time. Keys of
-    the result: see ``compare``. Raises UserError; NumbersError for features that are not finite; RuntimeError where an
+    are chosen on, and the test part where the labels bring none; ``batch_size`` images are embedded at a time.
+    ``fine_tune`` also trains the whole network on the labels, which takes minutes. Keys of the result: see ``compare``.
+    Raises UserError; NumbersError for features that are not finite; RuntimeError where an
     encoder was changed by being used.
     """
     run = Path(run)
@@ -76,7 +72,9 @@ def evaluate(
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoders = {"trained": trained.to(device), "untrained": fresh.to(device)}
-    result = {"labels": str(labels)} | compare(labelled, encoders, seed=seed, batch_size=batch_size)
+    result = {"labels": str(labels)} | compare(
+        labelled, encoders, seed=seed, batch_size=batch_size, fine_tune=fine_tune
+    )
     atomic_write(run / "evaluation.json", json.dumps(result, ensure_ascii=False) + "\n")
     return result
 
@@ -91,8 +89,9 @@ def images_of_run(run: Path, labels: Path) -> str | None:
 
 
 def compare(
-    labelled: Labelled, encoders: Mapping[str, Encoder], *, seed: int = 0, batch_size: int = 256
-) -> dict[str, Any]:
+    labelled: Labelled, encoders: Mapping[str, Encoder], *, seed: int = 0, batch_size: int = 256,
+    fine_tune: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """All protocols on the features of each encoder and on raw pixels; plain values, ready for JSON.
 
     ``rows``: one a protocol, with the figure of each of ``columns`` under its name, ``unit`` (which figure), and 95 %
@@ -120,6 +119,13 @@ def compare(
     targets = labelled.targets.values[train], labelled.targets.values[test]
     kind, names = labelled.targets.kind, labelled.targets.names
     judges = _of_classes(*targets, names, seed) if kind == "classes" else _of_numbers(*targets, kind, seed)
+    measured = _measured(judges, parts, UNITS[kind])
+    if fine_tune:
+        for row, used, details in fine_tune_rows(labelled, encoders, train, test, seed, batch_size):
+            measured["rows"].append(row)
+            measured["training_labels"][row["protocol"]] = used
+            for name, (truth, answers) in details.items():
+                measured["details"].setdefault(name, {})[row["protocol"]] = _detail(truth, answers, names)
     bad = sum(len(images.bad) for images in labelled.images)
     return {
         "images": {"train": int(train.sum()), "test": int(test.sum()), "unreadable": bad + int((~read).sum())},
@@ -128,66 +134,9 @@ def compare(
         "seed": seed,
         "settings": {"k": min(K, int(train.sum())), "temperature": TEMPERATURE, "draws": DRAWS, PIXELS_COLUMN: how},
         "columns": list(columns),
-        **_measured(judges, parts, UNITS[kind]),
+        **measured,
         "weights": weights,
     }
-
-
-def raw_pixels(sources: Sequence[Images]) -> tuple[Floats, list[bytes | None], str]:
-    """(pixels (n, p) in 0..1, digest of each image's content or None where it cannot be read, how they were made).
-
-    As they are where all images have one size of at most ``PIXELS`` a side, else each resized to PIXELS × PIXELS
-    (bilinear, antialiased, the aspect not kept). Equal digests: equal decoded pixels, whatever the file.
-    """
-    sizes = np.unique(np.concatenate([images.sizes for images in sources]), axis=0)
-    whole = len(sizes) == 1 and int(sizes.max()) <= PIXELS
-    height, width = sizes[0].tolist() if whole else (PIXELS, PIXELS)
-    channels = sources[0].channels
-    total = sum(len(images) for images in sources)
-    pixels, digests = np.zeros((total, height * width * channels), np.float32), list[bytes | None]()
-    for images in sources:
-        for row in in_threads(partial(_pixels, images, height, width), len(images), "raw pixels"):
-            if row is not None:
-                pixels[len(digests)] = row[0]
-            digests.append(row[1] if row else None)
-    return pixels, digests, f"{height}×{width}×{channels}, {'as they are' if whole else 'resized'}"
-
-
-def _pixels(images: Images, height: int, width: int, i: int) -> tuple[Floats, bytes] | None:
-    try:
-        image = images.read(i)
-    except BadImage:
-        return None
-    digest = hashlib.blake2b(f"{image.shape} {image.dtype}".encode(), digest_size=16)
-    digest.update(image.tobytes())
-    scale = np.float32(np.iinfo(image.dtype).max) if image.dtype.kind == "u" else np.float32(1)
-    unit = image.astype(np.float32) / scale
-    if image.shape[:2] != (height, width):
-        planes = torch.from_numpy(unit).permute(2, 0, 1)[None]
-        resized = nn.functional.interpolate(planes, (height, width), mode="bilinear", antialias=True)
-        unit = resized[0].permute(1, 2, 0).numpy()
-    return unit.reshape(-1), digest.digest()
-
-
-def features_of(encoder: Encoder, sources: Sequence[Images], batch_size: int, what: str) -> Floats:
-    """Features (n, d) of all images of all sources; nan where an image cannot be read."""
-    parts = []
-    for images in sources:
-        place = {images.key(i): i for i in range(len(images))}
-        features = np.full((len(images), encoder.features), np.nan, np.float32)
-        for keys, batch in embed_images(encoder, images, batch_size, what):
-            features[[place[key] for key in keys]] = batch
-        parts.append(features)
-    return np.concatenate(parts)
-
-
-def fingerprint(module: nn.Module) -> str:
-    """sha256 over the names, types, shapes and bits of all parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted([*module.named_parameters(), *module.named_buffers()]):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _refuse(labelled: Labelled, train: NDArray[np.bool_], test: NDArray[np.bool_]) -> None:
@@ -272,7 +221,7 @@ def table(result: Mapping[str, Any]) -> str:
     images, names = result["images"], result["columns"]
     lines = [["", *names]]
     for row in result["rows"]:
-        cells = [_cell(row[name], row["intervals"].get(name)) for name in names]
+        cells = [_cell(row.get(name), row["intervals"].get(name)) for name in names]
         lines.append([f"{row['protocol']} ({result['training_labels'][row['protocol']]:,} labels)", *cells])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]

@@ -118,11 +118,9 @@ def _draw(folder: Folder, shown: dict[str, Any]) -> None:
     shown["dimensions"] = snapshots[-1].embedding_a.shape[1]
     shown["matrices"], shown["spectra"] = matrices(snapshots), spectra(snapshots)
     if len(folder.spectra) > 2:
-        steps = [step for step, _, _ in folder.spectra]
-        for title, of in (("Encoder output", 1), ("Embedding", 2)):
-            shown["over_time"].append(
-                {"title": title, **spectrum_over_time(steps, [look[of] for look in folder.spectra])}
-            )
+        steps, of_features, of_embedding = map(list, zip(*folder.spectra, strict=True))
+        for title, found in (("Encoder output", of_features), ("Embedding", of_embedding)):
+            shown["over_time"].append({"title": title, **spectrum_over_time(steps, found)})
     if "images" in held_out and len(held_out["images"]) == len(snapshots[-1].features):
         images, keys = held_out["images"], [str(key) for key in held_out["keys"]]
         shown["neighbours"] = neighbours(snapshots, images, keys)
