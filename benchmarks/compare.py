@@ -4,7 +4,7 @@
 
 Trains 26 short runs on the sample's images that differ in one thing each (λ, learning rate, views, width, length,
 batch, seed; some are bound to fail), measures every encoder on the same held-out images and the same draws of the same
-views, and with labels: weighted k-NN, 3,000 labels, 2,000 test images. Prints Spearman's ρ of every measure with the
+views, and with labels: weighted k-NN, 2,000 labels, 1,500 test images. Prints Spearman's ρ of every measure with the
 accuracy, with 95 % bootstrap intervals over the runs. Resumable: what is in the folder is not done again. About ten
 seconds a run on one core.
 """

@@ -26,7 +26,7 @@ from barlow.protocols import knn
 
 ARGS = {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128], "stem_chs": 16}
 WIDTH, BATCH = 128, 64
-BANK, ASKED = 3000, 2000  # labelled images that vote, and test images that are judged
+BANK, ASKED = 2000, 1500  # labelled images that vote, and test images that are judged
 
 
 def settings(**changes: Any) -> Config:
@@ -67,7 +67,7 @@ def replaced(place: Any, name: str, other: Callable[..., Any]) -> Iterator[None]
 
 
 def accuracy(encoder: Encoder) -> float:
-    """Weighted k-NN on 2,000 of the sample's test images with 3,000 labelled others."""
+    """Weighted k-NN on 1,500 of the sample's test images with 2,000 labelled others."""
     (images, labels), (asked, truth) = sample("train"), sample("test")
     parts = []
     for part in (images[:BANK], asked[:ASKED]):

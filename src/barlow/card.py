@@ -8,8 +8,9 @@ from typing import Any
 
 from barlow.encoder import read_config
 from barlow.files import atomic_write
+from barlow.judgement import evaluation_table
 from barlow.report import Folder, read_folder
-from barlow.story import evaluation_table, last, overall, spell
+from barlow.story import last, overall, spell
 
 CARD = "README.md"
 

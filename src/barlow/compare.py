@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from barlow.batches import Stream, split
 from barlow.config import Config, read_toml
@@ -75,7 +76,7 @@ def common(first: Path, images: str | None = None) -> Common:
         opened = open_images(images, channels=config.channels)
         return Common(opened, np.unique(np.linspace(0, len(opened) - 1, MOST).astype(np.int64)), config)
     index = first / "index.parquet"
-    if not index.is_file():
+    if config.images is None or not index.is_file():
         raise UserError(f"{first} was trained on images given from Python: name some with --images")
     opened = open_images(config.images, channels=config.channels, index=index)
     return Common(opened, split(config.seed or 0, len(opened), config.held_out or 2)[1][:MOST], config)
@@ -87,7 +88,7 @@ def seen(encoder: Encoder, about: Common) -> Floats:
         raise UserError(f"the runs differ in their channels: {encoder.channels} and {about.images.channels}")
     source = Stream(about.images, about.chosen, views_of(about.config), seed=about.config.seed or 0, size=encoder.size,
                     batch_size=len(about.chosen))  # fmt: skip
-    mean, std = encoder.mean.flatten().tolist(), encoder.std.flatten().tolist()  # type: ignore[union-attr,operator]
+    mean, std = (cast(Tensor, value).flatten().tolist() for value in (encoder.mean, encoder.std))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     z = many_views(source, about.chosen, VIEWS, encoder.to(device), device=device, mean=mean, std=std)
     if not np.isfinite(z).all():

@@ -65,7 +65,8 @@ def fine_tuned(
         for group in groups:
             group["lr"] = group["peak"] * rate(step, steps, WARM_UP)
         optimizer.zero_grad()
-        nn.functional.cross_entropy(network(views), targets[slots].to(views.device)).backward()
+        loss = nn.functional.cross_entropy(network(views), targets[slots].to(views.device))
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return network.eval()
 
