@@ -44,7 +44,9 @@ def folder(path: Path, count: int = 40) -> Path:
 
 def test_verbs() -> None:
     verbs = {name for command in app for name in [command] if not name.startswith("-")}
-    assert verbs == {"check", "completion", "curate", "embed", "evaluate", "export", "pretrain", "report", "views"}
+    assert verbs == {
+        "check", "compare", "completion", "curate", "embed", "evaluate", "export", "pretrain", "report", "views",
+    }  # fmt: skip
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

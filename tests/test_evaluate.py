@@ -402,7 +402,7 @@ def test_what_an_npz_holds_says_what_kind_of_labels(tmp_path: Path) -> None:
 def test_labels_for_nothing_are_one_sentence(tmp_path: Path, pair: tuple[Path, Path]) -> None:
     files(tmp_path / "in", bright(3)[0], ["a.png", "b.png", "c.png"])
     (tmp_path / "other.csv").write_text("path,label\nx.png,1\ny.png,2\n")
-    with pytest.raises(UserError, match="is not the table of labels of these images") as error:
+    with pytest.raises(UserError, match="is one of the 3 images") as error:
         open_labelled(tmp_path / "other.csv", images=str(tmp_path / "in"))
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="lie in no class folder"):

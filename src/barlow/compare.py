@@ -7,6 +7,7 @@ stand beside each other whatever each run was trained with.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -21,13 +22,16 @@ from barlow.draws import IntArray
 from barlow.encoder import Encoder, load_encoder
 from barlow.errors import NumbersError, UserError
 from barlow.images import Images, open_images
-from barlow.neighbours import view_information
 from barlow.prepare import views_of
 from barlow.progress import progress
 from barlow.repeats import many_views
 
-VIEWS, MOST, HALVES = 10, 512, 100
-MEASURE = "view information"
+VIEWS, MOST, DRAWS = 10, 512, 1000
+MEASURE = "twins found"  # of twenty measures the one whose order agrees best with that of k-NN accuracy
+TRUST = (
+    "Over 26 short runs of one data set the order by this measure agreed with that of k-NN accuracy at "
+    "Spearman's ρ = 0.72 (95 %: 0.45 to 0.87): it finds the bad runs, not the best of good ones."
+)
 Floats = NDArray[np.floating[Any]]
 
 
@@ -40,30 +44,30 @@ class Common(NamedTuple):
 
 
 def compare(runs: Sequence[str | Path], images: str | None = None) -> dict[str, Any]:
-    """Ranks run folders by ``score``, the best first; plain values, ready for JSON.
+    """Ranks run folders by the twins that their encoders find, the best first; plain values, ready for JSON.
 
     ``images``: anything that pretrain takes, up to 512 of them spread evenly; default: the held-out images of the first
-    run. ``rows``: one a run with its ``value``, ``low`` and ``high`` (the middle 95 % over a hundred halves of the
-    images) and ``before_next``: the share of the halves on which it stands before the next one (0.5 is a coin). Raises
-    UserError, and NumbersError for features that are not finite.
+    run. ``rows``: one a run with its ``value`` (the mean of ``finds``), ``low`` and ``high`` (95 %, by drawing images
+    with replacement) and ``before_next``: the share of these draws in which it stands before the next one (0.5 is a
+    coin). Raises UserError, and NumbersError for features that are not finite.
     """
     if len(runs) < 2:
         raise UserError("Give two runs or more: one alone has nothing to be compared with.")
     about = common(Path(runs[0]), images)
-    features = {str(run): seen(load_encoder(run), about) for run in progress(runs, "comparing", len(runs))}
-    if len(features) < len(runs):
+    finding = {str(run): finds(seen(load_encoder(run), about)) for run in progress(runs, "comparing", len(runs))}
+    if len(finding) < len(runs):
         raise UserError("A run is named twice.")
-    values = {name: score(z) for name, z in features.items()}
+    values = {name: found.mean() for name, found in finding.items()}
     order = sorted(values, key=lambda name: -values[name])
     n = len(about.chosen)
-    halves = [np.random.default_rng(seed).permutation(n)[: n // 2] for seed in range(HALVES)]
-    drawn = {name: np.array([score(features[name][half]) for half in halves]) for name in order}
+    draws = np.random.default_rng(0).integers(n, size=(DRAWS, n))
+    drawn = {name: finding[name][draws].mean(axis=1) for name in order}
     rows = []
     for name, following in zip(order, [*order[1:], None], strict=True):
-        low, high = np.quantile(drawn[name], [0.025, 0.975]) - drawn[name].mean() + values[name]
+        low, high = np.quantile(drawn[name], [0.025, 0.975]).tolist()
         before = float((drawn[name] > drawn[following]).mean()) if following else None
-        rows.append({"run": name, "value": values[name], "low": low, "high": high, "before_next": before})
-    return {"measure": MEASURE, "images": n, "views": VIEWS, "rows": rows}
+        rows.append({"run": name, "value": float(values[name]), "low": low, "high": high, "before_next": before})
+    return {"measure": MEASURE, "images": n, "views": VIEWS, "chance": 1 / n, "rows": rows}
 
 
 def common(first: Path, images: str | None = None) -> Common:
@@ -96,20 +100,30 @@ def seen(encoder: Encoder, about: Common) -> Floats:
     return z
 
 
-def score(z: Floats) -> float:
-    """How good features (images, views, d) are, without labels: higher is better."""
-    spread = float(np.sqrt(z.reshape(-1, z.shape[-1]).var(axis=0).mean()))
-    return view_information(z / spread) if spread > 0 else 0.0
+def finds(z: Floats) -> Floats:
+    """For each image of z (images, views, d), the share of all ordered pairs of views in which its own twin is nearer
+    by cosine than the view of any other image: (images,), 0 … 1, by chance 1/images. A tie is not a find."""
+    n, q, _ = z.shape
+    lengths = np.linalg.norm(z, axis=2, keepdims=True)
+    unit = (z / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
+    found = np.zeros(n)
+    for a, b in combinations(range(q), 2):
+        cosines = unit[:, a] @ unit[:, b].T
+        own = np.diag(cosines).copy()
+        np.fill_diagonal(cosines, -np.inf)
+        found += own > cosines.max(axis=1)
+        found += own > cosines.max(axis=0)
+    return np.asarray(found / (q * (q - 1)))
 
 
 def table(result: dict[str, Any]) -> str:
     """The ranking as lines of text."""
     rows = [["", "run", result["measure"], "95 %", "before the next"]]
     for place, row in enumerate(result["rows"], 1):
-        sure = "" if row["before_next"] is None else f"{row['before_next']:.0%} of {HALVES} halves"
-        interval = f"{row['low']:.2f} – {row['high']:.2f}"
-        rows.append([f"{place}.", row["run"], f"{row['value']:.2f}", interval, sure])
+        sure = "" if row["before_next"] is None else f"{row['before_next']:.0%} sure"
+        interval = f"{row['low']:.1%} – {row['high']:.1%}"
+        rows.append([f"{place}.", row["run"], f"{row['value']:.1%}", interval, sure])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    head = f"{result['images']} images, {result['views']} views of each, no labels"
-    return "\n".join([head, "", *lines])
+    head = f"{result['images']} images, {result['views']} views of each, no labels; chance {result['chance']:.1%}"
+    return "\n".join([head, "", *lines, "", TRUST])

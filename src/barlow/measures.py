@@ -20,7 +20,7 @@ Floats: TypeAlias = NDArray[np.floating[Any]]
 DEAD = 1e-4  # a dimension whose deviation is below this share of the root mean square of all is constant
 COPY = 0.95  # |ρ| of two dimensions that say the same thing
 LONG = 5.0  # median lengths; in one dimension, where lengths differ most, one Gaussian row in 1,300 is longer
-QUERIES = 128  # dimensions compared with all others; a share over 128 of them has a standard error of at most 0.04
+QUERIES = 256  # dimensions compared with all others; a share over 256 of them has a standard error of at most 0.03
 LARGE = 1 << 19  # numbers above which single precision is used: twice as fast, and exact enough for every measure
 
 
@@ -231,7 +231,7 @@ def rank_cliff(z: ArrayLike | Sample) -> int:
 def off_diagonal_excess(z: ArrayLike | Sample) -> float:
     """Mean ρ²ᵢⱼ over pairs of different dimensions times n − 1: 1 for independent dimensions (the sampling floor: a
     chance ρ² has mean 1/(n − 1)), up to n − 1 when all are copies; below 1 for an embedding decorrelated on this very
-    sample. Over at most 128 × d pairs; nan where fewer than two dimensions live."""
+    sample. Over at most 256 × d pairs; nan where fewer than two dimensions live."""
     s = Sample.of(z)
     if s.alive.sum() < 2:
         return float("nan")
@@ -247,7 +247,7 @@ def dead_dimensions(z: ArrayLike | Sample) -> float:
 
 def duplicate_dimensions(z: ArrayLike | Sample) -> float:
     """Share of living dimensions with a copy, |ρᵢⱼ| > 0.95 for some j ≠ i: 0 … 1. With few images the bar is raised
-    to where chance alone would reach it once in a hundred arrays. Asked of at most 128 dimensions, each against all."""
+    to where chance alone would reach it once in a hundred arrays. Asked of at most 256 dimensions, each against all."""
     s = Sample.of(z)
     if s.alive.sum() < 2 or s.n < 4:
         return 0.0

@@ -179,13 +179,6 @@ def lidar(z: ArrayLike, delta: float = 1e-4) -> float:
     return entropy_rank(between_over_within(z, delta))
 
 
-def view_information(z: ArrayLike, delta: float = 1e-4) -> float:
-    """½ Σ log(1 + λ), λ the eigenvalues of LiDAR's Σ: what (n images, q views, d) tell of the image that survives the
-    random views, in nats, were images and views Gaussian. 0 … without bound; grows with the rank and with the agreement
-    of the views. n ≥ 2, q ≥ 2; depends on the scale of z through δ, so bring arrays to one scale first."""
-    return float(0.5 * np.log1p(between_over_within(z, delta)).sum())
-
-
 def between_over_within(z: ArrayLike, delta: float = 1e-4) -> Floats:
     """The eigenvalues of LiDAR's Σ, largest first."""
     z = np.asarray(z, dtype=np.float64)

@@ -102,6 +102,9 @@ def cards(config: dict[str, Any], lines: dict[str, Lines], health: Lines) -> lis
         shown.append(
             ("Effective rank", f"{rank:.0f}", note + (f"; embedding {other:.0f}" if other is not None else ""))
         )
+    lidar = last(health, "lidar", of="features")
+    if lidar is not None:
+        shown.append(("LiDAR", f"{lidar:.0f}", "directions of the image that survive its views"))
     step, batch = last(train, "step"), number(config.get("batch_size"))
     if step is not None:
         epoch = last(train, "epoch")

@@ -184,7 +184,7 @@ def _low_rank(m: Mapping[str, float], embedding: bool) -> tuple[str, str] | None
     elif carried < min(1.3, 1 + 0.05 * (room - 1)):
         why = f"One direction holds almost all of the variance: {m['d']:.0f} numbers say about {max(carried, 1):.1f}."
     elif rank < min(12.0 if agreed else 9.0, room / 4):
-        why = f"The embedding spreads over {rank:.1f} of {room:.0f} possible directions (effective rank)."
+        why = f"The images spread over {rank:.1f} of {room:.0f} possible directions (effective rank)."
     elif m["dead_dimensions"] >= 0.5:
         why = f"{m['dead_dimensions']:.0%} of the dimensions are the same number for every image."
     elif embedding and m["duplicate_dimensions"] >= COPIED and carried < 4:
