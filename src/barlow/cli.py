@@ -81,16 +81,9 @@ def pretrain(
 
 @app.command
 def evaluate(
-    run: Path,
-    /,
-    *,
-    labels: str,
-    images: str | None = None,
-    test: str | None = None,
-    seed: int = 0,
-    fine_tune: Annotated[bool, Parameter(negative="")] = False,
-    json: bool = False,
-) -> None:
+    run: Path, /, *, labels: str, images: str | None = None, test: str | None = None, seed: int = 0,
+    fine_tune: Annotated[bool, Parameter(negative="")] = False, json: bool = False,
+) -> None:  # fmt: skip
     """Measure the encoder of a run with labels, beside the untrained encoder and raw pixels.
 
     Weighted k-NN, a linear probe, and probes on 1 % and 10 % of the labels. The result is kept in evaluation.json.
@@ -103,19 +96,13 @@ def evaluate(
             images that the run was trained on]
         test: Labelled images to test on, in the same forms. [default: a fifth of the labels]
         seed: Seed of the draws of few labels, and of the split where there is one.
-        fine_tune: Also train the whole network on 10 % and on all labels, beside the same network trained from
-            scratch. Takes minutes.
+        fine_tune: Also train the whole network on 10 % and on all labels, beside one from scratch. Takes minutes.
         json: Print the result as JSON.
     """
     from barlow.evaluate import evaluate, table
 
     result = evaluate(run, labels, images=images, test=test, seed=seed, fine_tune=fine_tune)
-    if json:
-        import json as writer
-
-        print(writer.dumps(result, indent=2))
-    else:
-        print(table(result))
+    print(as_json(result) if json else table(result))
 
 
 @app.command
@@ -135,16 +122,9 @@ def embed(run: Path, images: str, /, *, output: Annotated[Path, Parameter(name=[
 
 @app.command
 def views(
-    images: str,
-    /,
-    *,
-    output: Annotated[Path, Parameter(name=["--output", "-o"])],
-    views: str | None = None,
-    image_size: int | None = None,
-    channels: int | None = None,
-    seed: int | None = None,
-    count: int = 8,
-) -> None:
+    images: str, /, *, output: Annotated[Path, Parameter(name=["--output", "-o"])], views: str | None = None,
+    image_size: int | None = None, channels: int | None = None, seed: int | None = None, count: int = 8,
+) -> None:  # fmt: skip
     """Draw a contact sheet of a few images and their random views, before any training.
 
     What is shown is what a run with the same settings draws in its first epoch.
@@ -208,15 +188,10 @@ def curate(
 
 @app.command
 def export(
-    run: Path,
-    /,
-    *,
-    to: Literal["timm", "onnx", "torch"],
-    output: Annotated[Path, Parameter(name=["--output", "-o"])],
-    with_preprocessing: Annotated[bool, Parameter(negative="")] = False,
-    images: str | None = None,
+    run: Path, /, *, to: Literal["timm", "onnx", "torch"], output: Annotated[Path, Parameter(name=["--output", "-o"])],
+    with_preprocessing: Annotated[bool, Parameter(negative="")] = False, images: str | None = None,
     push: str | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Write the encoder for another tool, open it there again, and compare its features with ours.
 
     When they differ nothing is left behind.
@@ -240,7 +215,7 @@ def export(
 def compare(runs: tuple[Path, ...], /, *, images: str | None = None, json: bool = False) -> None:
     """Rank runs without labels, and say how sure the ranking is.
 
-    Every encoder answers the same images in the same random views. How far to trust it: docs/log.md, "Ranking runs".
+    Every encoder is asked about the same images in the same random views.
 
     Args:
         runs: Run folders, two or more.
@@ -250,12 +225,7 @@ def compare(runs: tuple[Path, ...], /, *, images: str | None = None, json: bool 
     from barlow.compare import compare, table
 
     result = compare(runs, images)
-    if json:
-        import json as writer
-
-        print(writer.dumps(result, indent=2))
-    else:
-        print(table(result))
+    print(as_json(result) if json else table(result))
 
 
 @app.command
@@ -310,6 +280,13 @@ def misread(error: CycloptsError) -> str:
     if isinstance(error, UnusedCliTokensError):
         return f"Nothing is done with {' '.join(error.unused_tokens or [])!r}: is there an option missing before it?"
     return " ".join(str(error).split())
+
+
+def as_json(result: object) -> str:
+    """The result as text for machines."""
+    import json
+
+    return json.dumps(result, indent=2)
 
 
 def fail(sentence: str, code: int) -> None:
