@@ -53,7 +53,7 @@ def test_groups_partition_the_parameters() -> None:
     assert all(p.ndim <= 1 for p in small)
 
 
-@pytest.mark.parametrize("name", ["adamw", "lars"])
+@pytest.mark.parametrize("name", ["adamw", "muon", "lars"])
 def test_each_group_keeps_its_own_rate_and_decay(name: str) -> None:
     optimizer = build_optimizer(twins(), name, lr=0.4, lr_bias=0.003, weight_decay=0.1)
     set_rate(optimizer, 0.5)

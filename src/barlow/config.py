@@ -43,7 +43,7 @@ class Config:
         epochs: Length as passes over the images (one of epochs, steps, minutes).
         steps: Length as optimiser steps (one of epochs, steps, minutes).
         minutes: Length as time: the first steps are measured, then the number of steps is fixed and recorded.
-        optimizer: lars or adamw.
+        optimizer: lars, muon or adamw.
         lr: Highest learning rate of weights, reached after warm-up; not scaled any further.
         lr_bias: Highest learning rate of biases and norms under lars, for the true gradient.
         weight_decay: Weight decay of weights; biases and norms have none.
@@ -82,7 +82,7 @@ class Config:
     epochs: float | None = None
     steps: int | None = None
     minutes: float | None = None
-    optimizer: Literal["lars", "adamw"] | None = None
+    optimizer: Literal["lars", "muon", "adamw"] | None = None
     lr: float | None = None
     lr_bias: float | None = None
     weight_decay: float | None = None

@@ -11,6 +11,8 @@ from timm.optim import Lars
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from barlow.muon import Muon
+
 FLOOR = 1e-3  # the cosine ends at a thousandth of its start (paper, section 2.2)
 
 
@@ -46,6 +48,7 @@ def build_optimizer(network: nn.Module, name: str, *, lr: float, lr_bias: float,
     ``lars``: momentum 0.9, trust coefficient 0.001; biases and norms take a plain momentum step at ``lr_bias``, without
     adaptation and decay (paper, section 2.2). Published code uses 0.0048 for them at base batch 256, tuned with
     gradients that were divided by the number of GPUs (16 or 32); here gradients are the true ones.
+    ``muon``: orthogonal momentum for weights, AdamW for biases and norms; both groups at ``lr``, decay on weights only.
     ``adamw``: betas (0.9, 0.999), both groups at ``lr``, decay on weights only.
     """
     weights, small = parameter_groups(network)
@@ -60,6 +63,8 @@ def build_optimizer(network: nn.Module, name: str, *, lr: float, lr_bias: float,
         filled = [group for group in groups if group["params"]]
         return cast(Optimizer, Lars(filled, lr=lr, momentum=0.9, trust_coeff=0.001))
     groups = [group for group in groups if group["params"]]
+    if name == "muon":
+        return Muon(groups, lr=lr)
     return AdamW(groups, lr=lr, fused=_can_fuse(weights + small))
 
 
