@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from barlow.views import suggest
 
 # The narrow network for small images without a GPU; chosen by measurement (docs/log.md, "Encoder for small images").
 NARROW = ("resnetv2_18", {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256], "stem_chs": 16})
+
+PAYS = 1.1  # times as fast as float32, for bfloat16 to be worth its rounding
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Findings:
     device: str  # "cpu", "cuda" or "mps"
     devices: int
     cores: int
-    bfloat16: bool  # the hardware multiplies bfloat16 natively
+    bfloat16: bool  # the hardware multiplies bfloat16 natively, and is faster for it
 
     @property
     def side(self) -> int:
@@ -53,23 +57,43 @@ class Choice:
 
 
 def machine() -> tuple[str, int, int, bool]:
-    """(device, number of devices, cores, native bfloat16) of this machine."""
+    """(device, number of devices, cores, whether bfloat16 pays) of this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if torch.cuda.is_available():
         return "cuda", torch.cuda.device_count(), cores, torch.cuda.get_device_capability()[0] >= 8
     if torch.backends.mps.is_available():
         return "mps", 1, cores, False
-    flags = torch.backends.cpu.get_cpu_capability() if hasattr(torch.backends.cpu, "get_cpu_capability") else ""
-    return "cpu", 1, cores, flags.startswith("AVX512") and _cpu_has_bfloat16()
+    return "cpu", 1, cores, _bfloat16_pays()
 
 
-def _cpu_has_bfloat16() -> bool:
-    """AVX512-BF16 or AMX: without them autocast on a CPU converts back and forth and is slower than float32."""
+@lru_cache(maxsize=1)
+def _bfloat16_pays() -> bool:
+    """Whether this processor is faster in bfloat16, told from a convolution: some that have the instructions are slower.
+
+    Measured in the time of this thread alone, so that other work on the machine does not decide.
+    """
     info = Path("/proc/cpuinfo")
-    if not info.is_file():
-        return False
-    words = next((line.split() for line in info.read_text().splitlines() if line.startswith("flags")), [])
-    return "avx512_bf16" in words or "amx_bf16" in words
+    lines = info.read_text().splitlines() if info.is_file() else []
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    if not {"avx512_bf16", "amx_bf16"} & set(flags):
+        return False  # torch would convert back and forth
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _convolution_seconds(torch.float32) > PAYS * _convolution_seconds(torch.bfloat16)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _convolution_seconds(dtype: torch.dtype) -> float:
+    image, kernel = torch.ones(16, 64, 14, 14, dtype=dtype), torch.ones(64, 64, 3, 3, dtype=dtype)
+    image, kernel = (t.to(memory_format=torch.channels_last).requires_grad_() for t in (image, kernel))
+    times = []
+    for _ in range(4):
+        begun = time.thread_time()
+        torch.nn.functional.conv2d(image, kernel, padding=1).sum().backward()
+        times.append(time.thread_time() - begun)
+    return min(times)
 
 
 def resolve(config: Config, found: Findings) -> tuple[Config, list[Choice]]:
@@ -209,8 +233,8 @@ def _epochs(config: Config, found: Findings) -> tuple[float | None, str]:
 
 def _precision(config: Config, found: Findings) -> tuple[str, str]:
     if found.bfloat16:
-        return "bfloat16", "this hardware multiplies bfloat16 natively; the objective stays float32"
-    return "float32", "no native bfloat16 here"
+        return "bfloat16", "this hardware multiplies bfloat16 natively and faster; the objective stays float32"
+    return "float32", "bfloat16 is not faster here"
 
 
 def _workers(config: Config, found: Findings) -> tuple[int, str]:
