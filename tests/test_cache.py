@@ -203,9 +203,37 @@ def test_two_builders_at_once(tmp_path: Path, store: Path) -> None:
     command = [sys.executable, "-W", "error", "-c", BUILDER, str(tmp_path / "in")]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     out = [process.communicate(timeout=120) for process in both]
-    assert out[0] == out[1]
-    assert out[0][1] == ""
+    assert out[0][0] == out[1][0]
+    said = [words for _, words in out if words]
+    assert len(said) <= 1  # whoever came second waited, unless the first was done
+    assert all(words.startswith("waiting for another process") for words in said)
     assert [folder.name[:4] for folder in store.iterdir()] == ["raw-"]
+
+
+def test_who_is_dead_is_not_waited_for(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dead, alive = store / ".thing.0.1", store / ".thing.0.2"
+    dead.mkdir(parents=True)
+    past = time.time() - 2 * stores.SILENT
+    os.utime(dead, (past, past))
+
+    def make(folder: Path) -> None:
+        (folder / "a").write_text("mine")
+
+    monkeypatch.setattr(stores.time, "sleep", lambda _: pytest.fail("waited for the dead"))
+    assert (made("thing", make) / "a").read_text() == "mine"
+    shutil.rmtree(store / "thing")
+    alive.mkdir()
+
+    def finishes(_: float) -> None:  # while we wait
+        (alive / "a").write_text("theirs")
+        alive.rename(store / "thing")
+
+    monkeypatch.setattr(stores.time, "sleep", finishes)
+    assert (made("thing", make) / "a").read_text() == "theirs"
+    alive.mkdir()
+    shutil.rmtree(store / "thing")
+    monkeypatch.setattr(stores.time, "sleep", lambda _: alive.rmdir())  # they give up
+    assert (made("thing", make) / "a").read_text() == "mine"
 
 
 def test_whoever_comes_second_throws_the_own_work_away(store: Path) -> None:

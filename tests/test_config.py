@@ -12,12 +12,13 @@ from barlow.errors import UserError
 
 FULL = Config(
     "photos", out="run", encoder="resnet18", encoder_args={"layers": [1, 1, 1, 1], "act_layer": "gelu"},
-    pretrained=False, image_size=64, channels=3, mean=(0.5, 0.25, 0.125), std=(0.1, 0.2, 0.3),
+    pretrained=False, image_size=64, channels=3, channels_b=1, mean=(0.5, 0.25, 0.125),
+    mean_b=(0.5,), std=(0.1, 0.2, 0.3), std_b=(0.25,),
     views=({"crop": [0.2, 1.0]}, {"flip": 0.5}),
     projector=(64, 32), twins="shared", lambda_=0.0051, batch_size=128, micro_batch=32, epochs=2.5, steps=None,
     minutes=None, optimizer="lars", lr=0.2, lr_bias=1e-4, weight_decay=1.5e-6, warmup=0.01, precision="bfloat16",
     workers=0, devices=1, seed=7, held_out=10, health_every=5, checkpoint_every=9, stop_on_collapse=True,
-    time_limit="2h", cache=True, max_bad=0.1, keep_every=500, timeout="90s",
+    time_limit="2h", cache=True, cache_form="jpeg", max_bad=0.1, keep_every=500, timeout="90s",
 )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 from corpus import encoded, folder_of, keys, npy, picture, same
 
 from barlow.errors import DataError
@@ -100,6 +101,15 @@ def test_table_that_names_files(tmp_path: Path) -> None:
     rows = [{"bytes": None, "path": "in/01.png"}, {"bytes": encoded(pictures[0], "PNG"), "path": "in/00.png"}]
     pq.write_table(pa.table({"image": rows}), tmp_path / "t.parquet")
     same(open_images(tmp_path / "t.parquet"), [pictures[1], pictures[0]])
+
+
+def test_many_channel_tiffs_in_a_folder(tmp_path: Path) -> None:
+    """Kills: a header that is read from memory only, never from an open file."""
+    bands = [picture(seed=k, channels=13) for k in range(3)]
+    tmp_path.joinpath("in").mkdir()
+    for k, array in enumerate(bands):
+        tifffile.imwrite(tmp_path / "in" / f"{k}.tif", array, photometric="minisblack", planarconfig="contig")
+    same(open_images(tmp_path / "in"), bands)
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import blobs
+from PIL import Image
 from safetensors.torch import load_file
 
 import barlow.run
@@ -181,3 +183,66 @@ def test_untrained_is_the_network_before_training(tiny: Make) -> None:
     assert not same(dict(before.model.state_dict()), dict(load_encoder(run).model.state_dict()))
     again = untrained(run, 1)
     assert same(dict(before.model.state_dict()), dict(again.model.state_dict()))
+
+
+def pairs(folder: Path) -> str:
+    """A table of 96 pairs: an image in colour, and the same scene in two bands of 16 bits at another size."""
+    (folder / "a").mkdir()
+    rows = []
+    for k, (small, large) in enumerate(zip(blobs(96, 24), blobs(96, 40), strict=True)):
+        Image.fromarray(np.stack([large, 255 - large, large // 2], 2)).save(folder / "a" / f"{k}.png")
+        np.save(folder / "a" / f"{k}.npy", np.stack([small, small // 2], 2).astype(np.uint16) * 200)
+        rows.append(f"a/{k}.png,a/{k}.npy")
+    (folder / "pairs.csv").write_text("\n".join(rows))
+    return str(folder / "pairs.csv")
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_given_pairs(tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: bool) -> None:
+    """Two kinds of image, two networks, two encoders; stopped and resumed to the bit. The form of the cache stays."""
+    monkeypatch.setenv("BARLOW_CACHE", str(tmp_path / "store"))
+    table = pairs(tmp_path)
+    whole = pretrain(tiny(images=table, out=str(tmp_path / "whole"), image_size=32, cache=cache), quiet=True)
+    config = read_toml(whole / "config.toml")
+    assert (config.channels, config.channels_b, config.twins) == (3, 2, "unshared")
+    assert config.views == "small/many-channel"
+    assert len(config.mean_b or ()) == 2
+    assert (config.cache, config.cache_form) == ((True, "raw") if cache else (False, None))
+    assert [load_encoder(whole / name).channels for name in ("encoder", "encoder_b")] == [3, 2]
+    assert list(load_encoder(whole / "encoder_b").mean.flatten()) == pytest.approx(config.mean_b)
+    health = lines(whole, "health")
+    assert {line["of"] for line in health} == {"features", "features_b", "embedding"}
+    assert {line["of"] for line in health if "twins_found" in line} == {"embedding"}
+    assert (whole / "report.html").stat().st_size > 10_000
+    config = tiny(images=table, image_size=32, cache=cache)
+    with monkeypatch.context() as patch:
+        patch.setattr(barlow.run.Session, "out_of_time", lambda session: session.step >= 3)
+        with pytest.raises(Stopped):
+            pretrain(config, quiet=True)
+    with pytest.raises(UserError, match=r"other settings.*cache: "):
+        pretrain(Config(out=config.out, cache=not cache), resume=True, quiet=True)
+    if cache:
+        with monkeypatch.context() as patch:  # the cache is gone and does not fit any more
+            patch.setenv("BARLOW_CACHE", str(tmp_path / "other"))
+            patch.setattr("barlow.cache.free_bytes", lambda: 10)
+            with pytest.raises(UserError, match=r"reads its images from a cache \(raw\), but it needs .*: make room"):
+                pretrain(Config(out=config.out), resume=True, quiet=True)
+    run = pretrain(Config(out=config.out), resume=True, quiet=True)
+    for name in ("encoder", "encoder_b"):
+        one, other = (load_file(folder / name / "model.safetensors") for folder in (run, whole))
+        assert same(one, other)
+    assert lines(run, "train") == lines(whole, "train")
+
+
+def test_pairs_that_cannot_be_trained_are_refused(tiny: Make, tmp_path: Path) -> None:
+    table = pairs(tmp_path)
+    for changes, words in (
+        ({"twins": "shared"}, "3 and 2 channels, which one network cannot take"),
+        ({"views": ({}, {}, {})}, "pairs take two views, not 3"),
+        ({"views": "small/wide"}, "'wide' is not known"),
+        ({"mean_b": (0.5,)}, "mean_b has 1 values for 2 channels"),
+        ({"images": str(tmp_path / "images.npy"), "channels_b": 1}, "channels_b is for a table of pairs|mean_b has"),
+        ({"images": str(tmp_path / "images.npy"), "views": "small/small"}, "for given pairs"),
+    ):
+        with pytest.raises(UserError, match=words):
+            pretrain(tiny(**{"images": table} | changes), quiet=True)

@@ -21,10 +21,12 @@ from torch.utils.data import DataLoader, Dataset
 from barlow.draws import IntArray, order, stream
 from barlow.errors import DataError, Stopped, UserError
 from barlow.images import Bad, Images
+from barlow.reading import SCALES, Array
 from barlow.signals import ignore_stop_signals
-from barlow.views import Draws, OwnView, View, apply_own, crop, draw, finish, generator
+from barlow.views import Draws, OwnView, View, apply_own, crop, crop_one, draw, finish, generator
 
 ViewLike = View | OwnView
+Scale = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of each channel
 SPLIT_EPOCH = 2**32 - 1  # the address of the split into training and held-out images; no run has so many epochs
 AHEAD = 4  # batches that a worker makes before they are asked for
 
@@ -54,6 +56,8 @@ class Stream(Dataset[Batch]):
     """Batch number ``step`` of an endless stream; consecutive epochs follow each other without a gap.
 
     ``batch_size`` images over all processes; this process (``rank`` of ``world``) makes its own part of each.
+    ``sources``: one collection of images for all views; of given pairs two, view 0 from the first, view 1 from the
+    second.
     """
 
     def __init__(
@@ -61,40 +65,88 @@ class Stream(Dataset[Batch]):
         rank: int = 0, world: int = 1,
     ) -> None:  # fmt: skip
         self.images, self.train, self.views = images, train, tuple(views)
+        self.sources = (images,) if images.second is None else (images, images.second)
         self.seed, self.size, self.batch_size = seed, size, batch_size
         self.mine = np.array_split(np.arange(batch_size), world)[rank]
 
     def __getitem__(self, step: int) -> Batch:
         first, count = step * self.batch_size + int(self.mine[0]), len(self.mine)
         epochs, slots = stream(self.seed, first, count, len(self.train))
-        chosen = self.train[slots]
-        arrays, bad = self._read(chosen)
-        drawn, crops = zip(*self.views_of(arrays, epochs, chosen), strict=True)
-        return Batch(step, chosen, epochs, list(crops), list(drawn), bad)
+        return self.batch(step, self.train[slots], epochs, self.views)
 
-    def _read(self, chosen: IntArray) -> tuple[Any, list[Bad]]:
-        """The images as one array where they lie in memory, else a list; and what was wrong with some of them."""
+    def batch(self, step: int, chosen: IntArray, epochs: IntArray, views: Sequence[ViewLike]) -> Batch:
+        """``views`` of the images ``chosen``, each with the draws of its epoch.
+
+        Images are read, cropped and dropped one by one: a batch of photographs never lies in memory as a whole. The
+        boxes are drawn before an image is read, so that a JPEG is decoded no larger than its smallest crop asks for.
+        """
+        drawn = self._draw(chosen, epochs, views, [source.sizes[chosen] for source in self.sources])
         if self.images.array is not None:
-            return self.images.array[chosen], []
-        read = [self.images.read_or_replace(int(i)) for i in chosen]
-        return [array for array, _, _ in read], [bad for _, _, bad in read if bad]
+            crops = [torch.from_numpy(crop(self.images.array[chosen], d, self.size)) for d in drawn]
+            return Batch(step, chosen, epochs, crops, drawn, [])
+        scales = [self._scales(source, k, chosen, drawn) for k, source in enumerate(self.sources)]
+        sizes = [-(-source.sizes[chosen] // scale[:, None]) for source, scale in zip(self.sources, scales, strict=True)]
+        if any((scale > 1).any() for scale in scales):
+            drawn = self._draw(chosen, epochs, views, sizes)
+        made, bad = [self._room(k, len(chosen)) for k in range(len(views))], []
+        for i, image in enumerate(chosen.tolist()):
+            arrays, wrong = self._read(image, [int(scale[i]) for scale in scales])
+            bad += [wrong] if wrong else []
+            if any(array.shape[:2] != tuple(size[i]) for array, size in zip(arrays, sizes, strict=True)):
+                fitted = [np.array([array.shape[:2]]) for array in arrays]  # another image, or no JPEG
+                for d, own in zip(drawn, self._draw(chosen[[i]], epochs[[i]], views, fitted), strict=True):
+                    d.put(i, own)
+            for k, (out, d) in enumerate(zip(made, drawn, strict=True)):
+                out[i] = crop_one(arrays[k % len(arrays)], d, i, self.size)
+        return Batch(step, chosen, epochs, made, drawn, bad)
 
-    def views_of(self, arrays: Sequence[Any], epochs: IntArray, chosen: IntArray) -> Iterator[tuple[Draws, Tensor]]:
-        """For each view what is drawn for these images, and their crops (n, size, size, c)."""
-        sizes = np.array([array.shape[:2] for array in arrays], np.int64)
-        for number, view in enumerate(self.views):
-            row = view if isinstance(view, View) else View()
-            drawn = draw(row, self.seed, epochs, chosen, number, sizes, self.images.channels)
-            yield drawn, torch.from_numpy(crop(arrays, drawn, self.size))
+    def _draw(
+        self, chosen: IntArray, epochs: IntArray, views: Sequence[ViewLike], sizes: Sequence[IntArray]
+    ) -> list[Draws]:
+        """What is drawn for each view of images of these sizes (n, 2), one array a source."""
+        drawn = []
+        for k, view in enumerate(views):
+            row, channels = view if isinstance(view, View) else View(), self.sources[k % len(sizes)].channels
+            drawn.append(draw(row, self.seed, epochs, chosen, k, sizes[k % len(sizes)], channels))
+        return drawn
+
+    def _scales(self, source: Images, number: int, chosen: IntArray, drawn: Sequence[Draws]) -> IntArray:
+        """(n,) 1, 2, 4 or 8: how much smaller each image may be decoded with every crop at least ``size`` still."""
+        crops = [d.box[:, 2:].min(axis=1) for d in drawn[number :: len(self.sources)]]
+        room = np.min([source.sizes[chosen].min(axis=1), *crops], axis=0) // self.size
+        scales = np.array([max(k for k in SCALES if k <= max(1, most)) for most in room.tolist()], np.int64)
+        for i in np.flatnonzero(scales > 1):
+            scales[i] = scales[i] if source.reducible(chosen[i]) else 1
+        return scales
+
+    def _read(self, image: int, scales: Sequence[int]) -> tuple[tuple[Array, ...], Bad | None]:
+        """The array of each source, and what was wrong with the image that others now stand in for."""
+        least = [
+            None if k == 1 else (int(source.sizes[image, 0]) // k, int(source.sizes[image, 1]) // k)
+            for source, k in zip(self.sources, scales, strict=True)
+        ]
+        if len(self.sources) == 1:
+            array, _, bad = self.images.read_or_replace(image, least[0])
+            return (array,), bad
+        arrays, _, bad = self.images.read_pair_or_replace(image, least)
+        return arrays, bad
+
+    def _room(self, view: int, count: int) -> Tensor:
+        source = self.sources[view % len(self.sources)]
+        kind = torch.uint8 if source.dtype == "uint8" else torch.float32
+        return torch.empty((count, self.size, self.size, source.channels), dtype=kind)
 
     def __len__(self) -> int:
         return len(self.train) // self.batch_size
 
-    def finish(self, batch: Batch, device: torch.device, mean: Sequence[float], std: Sequence[float]) -> list[Tensor]:
-        """The views in ``batch`` as the network takes them, float32 (n, c, size, size); the work is on ``device``."""
+    def finish(self, batch: Batch, device: torch.device, scales: Sequence[Scale]) -> list[Tensor]:
+        """The views in ``batch`` as the network takes them, float32 (n, c, size, size); the work is on ``device``.
+
+        ``scales``: mean and standard deviation of each channel, for each source.
+        """
         made = []
         for number, (view, crops, drawn) in enumerate(zip(self.views, batch.crops, batch.draws, strict=False)):
-            crops = crops.to(device, non_blocking=True)
+            crops, (mean, std) = crops.to(device, non_blocking=True), scales[number % len(scales)]
             if isinstance(view, View):
                 made.append(finish(crops, drawn, mean, std))
             else:

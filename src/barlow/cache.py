@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from barlow.decode import RULE
 from barlow.guard import BadImage
 from barlow.index import OK, WORDS, cores, in_threads, place
 from barlow.reading import Images, RawPixels
+from barlow.resources import readable
 from barlow.sources import size_and_time
 from barlow.store import content_name, free_bytes, made, store_root
 
@@ -64,23 +66,32 @@ def plan_cache(images: Images, size: int, form: str | None = None) -> CachePlan:
     """Whether and how images would be prepared for crops of ``size``. ``form``: to insist on that of an earlier run."""
     if images.array is not None or images.held is not None:
         return CachePlan("none", 0, "the images are arrays already: there is nothing to decode")
-    raw = int(prepared_sizes(images.sizes, size).prod(1).sum()) * images.channels * np.dtype(images.dtype).itemsize
-    needs = {"raw": raw}
-    if images.dtype == "uint8" and images.channels in (1, 3):
-        needs["jpeg"] = int(raw * JPEG_SHARE)
+    both = (images,) if images.second is None else (images, images.second)
+    needs = _needs(both, size)
     forms = [one for one in needs if form in (None, one)]
     if not forms:
-        return CachePlan("none", 0, f"images of {images.channels} channels of {images.dtype} cannot be kept as {form}")
-    names = {one: _name(images, size, one, _files(images)) for one in forms}
-    for one, name in names.items():
-        if (store_root() / name).exists():
+        kinds = " and ".join(f"{one.channels} channels of {one.dtype}" for one in both)
+        return CachePlan("none", 0, f"images of {kinds} cannot be kept as {form}")
+    names = {one: [_name(part, size, one, _files(part)) for part in both] for one in forms}
+    for one, (name, *others) in names.items():
+        if all((store_root() / folder).exists() for folder in (name, *others)):
             return CachePlan(one, needs[one], f"prepared before, in {store_root() / name}", name, True)
     free = free_bytes()
-    for one, name in names.items():
+    for one, (name, *_) in names.items():
         if needs[one] < DISK_SHARE * free:
-            return CachePlan(one, needs[one], f"{needs[one] / 1e9:,.2f} GB in {store_root()}", name)
+            return CachePlan(one, needs[one], f"{readable(needs[one])} in {store_root()}", name)
     least = min(needs[one] for one in forms)
-    return CachePlan("none", 0, f"it needs {least / 1e9:,.1f} GB and {store_root()} has {free / 1e9:,.1f} GB free")
+    return CachePlan("none", 0, f"it needs {readable(least)} and {store_root()} has {readable(free)} free")
+
+
+def _needs(both: Sequence[Images], size: int) -> dict[str, int]:
+    """The forms in which these images can be kept, and the bytes that each takes."""
+    raw = [
+        int(prepared_sizes(images.sizes, size).prod(1).sum()) * images.channels * np.dtype(images.dtype).itemsize
+        for images in both
+    ]
+    photographs = all(images.dtype == "uint8" and images.channels in (1, 3) for images in both)
+    return {"raw": sum(raw)} | ({"jpeg": int(sum(raw) * JPEG_SHARE)} if photographs else {})
 
 
 def cached(images: Images, size: int, form: str | None = None) -> Images:
@@ -103,7 +114,7 @@ def cached(images: Images, size: int, form: str | None = None) -> Images:
         rows=rows,
         sizes=np.stack([rows["height"].to_numpy(), rows["width"].to_numpy()], 1).astype(np.int64),
         raw=raw if plan.form == "raw" else None,
-        second=None if images.second is None else cached(images.second, size),
+        second=None if images.second is None else cached(images.second, size, plan.form),
     )
 
 

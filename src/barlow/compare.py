@@ -94,7 +94,7 @@ def seen(encoder: Encoder, about: Common) -> Floats:
                     batch_size=len(about.chosen))  # fmt: skip
     mean, std = (cast(Tensor, value).flatten().tolist() for value in (encoder.mean, encoder.std))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    z = many_views(source, about.chosen, VIEWS, encoder.to(device), device=device, mean=mean, std=std)
+    z = many_views(source, about.chosen, VIEWS, encoder.to(device), device=device, scales=[(mean, std)])
     if not np.isfinite(z).all():
         raise NumbersError("an encoder gives features that are not finite")
     return z

@@ -32,11 +32,15 @@ class Config:
         pretrained: Start from timm's pretrained weights (downloads them). [default: no]
         image_size: Side of the square that the network sees, in pixels.
         channels: Number of channels that images are converted to.
+        channels_b: The same for the second image of given pairs.
         mean: Mean of each channel, images scaled to 0..1. [default: measured]
+        mean_b: The same for the second image of given pairs.
         std: Standard deviation of each channel, images scaled to 0..1. [default: measured]
-        views: The random views: natural, small, grayscale, overhead, many-channel; in TOML also a list of rows.
+        std_b: The same for the second image of given pairs.
+        views: The random views: natural, small, grayscale, overhead, many-channel (of pairs also two of them, joined by
+            a slash); in TOML also a list of rows.
         projector: Widths of the projector's layers, such as 2048-2048-2048.
-        twins: One network for all views (shared), or two networks (unshared). [default: shared]
+        twins: One network for all views (shared), or two networks (unshared). [default: shared; for pairs unshared]
         lambda_: Weight of the redundancy term (the paper's λ).
         batch_size: Images per step, over all processes.
         micro_batch: Images per pass where a whole batch does not fit in memory: two exact passes.
@@ -60,6 +64,7 @@ class Config:
         time_limit: Stop, save and exit with code 75 before this much time has passed: 2h, 90m, 1:30:00.
         timeout: Longest wait for another process, a worker or a device's, before it is taken for dead. [default: 15m]
         cache: Keep decoded images, resized to just above the crop, on disk. [default: when they fit]
+        cache_form: Keep them as raw pixels, or as jpeg, a fifth of that. [default: raw where that fits]
         max_bad: Largest share of unreadable images that a run goes on with. [default: 0.05]
     """
 
@@ -71,8 +76,11 @@ class Config:
     pretrained: bool | None = None
     image_size: int | None = None
     channels: int | None = None
+    channels_b: int | None = None
     mean: tuple[float, ...] | None = None
+    mean_b: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    std_b: tuple[float, ...] | None = None
     views: str | tuple[dict[str, Any], ...] | None = None
     projector: str | tuple[int, ...] | None = None
     twins: Literal["shared", "unshared"] | None = None
@@ -99,6 +107,7 @@ class Config:
     time_limit: str | None = None
     timeout: str | None = None
     cache: bool | None = None
+    cache_form: Literal["raw", "jpeg"] | None = None
     max_bad: float | None = None
 
     def __post_init__(self) -> None:
@@ -212,8 +221,8 @@ def _canonical(name: str, value: Any) -> Any:
 
 # field: (lowest, highest, lowest itself allowed)
 _RANGES: dict[str, tuple[float, float, bool]] = {
-    "image_size": (8, 4096, True), "channels": (1, 1024, True), "lambda_": (0, 1e6, True),
-    "batch_size": (2, 2**24, True),
+    "image_size": (8, 4096, True), "channels": (1, 1024, True), "channels_b": (1, 1024, True),
+    "lambda_": (0, 1e6, True), "batch_size": (2, 2**24, True),
     "micro_batch": (1, 2**24, True), "epochs": (0, 1e6, False), "steps": (1, 1e12, True), "minutes": (0, 1e6, False),
     "lr": (0, 1e3, False), "lr_bias": (0, 1e3, False), "weight_decay": (0, 1e3, True), "warmup": (0, 1, True),
     "workers": (0, 1024, True), "devices": (1, 1024, True), "seed": (0, 2**63 - 1, True), "held_out": (2, 10**6, True),

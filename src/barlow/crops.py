@@ -46,6 +46,11 @@ class Draws:
         chosen: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         return Draws(**{name: v if name == "reach" else v[rows] for name, v in chosen.items()})
 
+    def put(self, i: int, one: Draws) -> None:
+        """Replaces what was drawn for image ``i``, in place."""
+        for name in (f.name for f in fields(self) if f.name != "reach"):
+            getattr(self, name)[i] = getattr(one, name)[0]
+
 
 def crop(images: Sequence[NDArray[Any]] | NDArray[Any], draws: Draws, size: int) -> NDArray[Any]:
     """Cut, resize, flip and turn: n images (h, w, c) of any sizes -> one array (n, size, size, c).
@@ -64,12 +69,17 @@ def crop(images: Sequence[NDArray[Any]] | NDArray[Any], draws: Draws, size: int)
     made = np.empty((len(images), size, size, first.shape[2]), np.uint8 if first.dtype == np.uint8 else np.float32)
     out = torch.from_numpy(made)
     for i, image in enumerate(images):
-        x, y, w, h = draws.box[i]
-        cut = _resized(image[y : y + h, x : x + w], size)
-        mirrored = [axis for axis, yes in ((1, draws.flip_vertical[i]), (2, draws.flip[i])) if yes]
-        cut = cut.flip(mirrored) if mirrored else cut
-        out[i] = (torch.rot90(cut, int(draws.turn[i]), (1, 2)) if draws.turn[i] else cut).permute(1, 2, 0)
+        out[i] = crop_one(image, draws, i, size)
     return made
+
+
+def crop_one(image: NDArray[Any], draws: Draws, i: int, size: int) -> torch.Tensor:
+    """`crop` of one image (h, w, c) with the draws of row ``i``: (size, size, c)."""
+    x, y, w, h = draws.box[i].tolist()
+    cut = _resized(image[y : y + h, x : x + w], size)
+    mirrored = [axis for axis, yes in ((1, draws.flip_vertical[i]), (2, draws.flip[i])) if yes]
+    cut = cut.flip(mirrored) if mirrored else cut
+    return (torch.rot90(cut, int(draws.turn[i]), (1, 2)) if draws.turn[i] else cut).permute(1, 2, 0)
 
 
 def _resized(image: NDArray[Any], size: int) -> torch.Tensor:

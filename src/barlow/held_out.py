@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from barlow.batches import SPLIT_EPOCH, Batch, Stream
+from barlow.batches import SPLIT_EPOCH, Batch, Scale, Stream
 from barlow.draws import IntArray
 from barlow.health import Diagnosis, measure, measure_pair
 from barlow.neighbours import lidar
@@ -30,31 +30,25 @@ LIDAR_VIEWS = 10  # of each image; fewer say too little of how an image varies
 class HeldOut:
     """Held-out images, their clean crops and one fixed draw of each view, kept ready on the host.
 
-    ``look`` costs three passes of the network without gradient over at most a few hundred images.
+    ``outputs`` costs three passes of the network without gradient over at most a few hundred images. Of given pairs the
+    clean image is the first of each, as the first encoder is the one that the run is about.
     """
 
-    def __init__(
-        self, source: Stream, chosen: IntArray, *, mean: Sequence[float], std: Sequence[float], device: torch.device
-    ) -> None:
-        images, size = source.images, source.size
-        arrays = [images.read_or_replace(int(i))[0] for i in chosen]
-        sizes = np.array([array.shape[:2] for array in arrays], np.int64)
-        epochs = np.full(len(chosen), SPLIT_EPOCH)
-        clean = draw(View(), source.seed, epochs, chosen, 0, sizes, images.channels)
-        self.clean = torch.from_numpy(crop(arrays, clean, size))
-        made = list(source.views_of(arrays, epochs, chosen))
-        self.batch = Batch(-1, chosen, epochs, [c for _, c in made], [d for d, _ in made], [])
-        self.clean_draws, self.source, self.device = clean, source, device
-        self.mean, self.std = list(mean), list(std)
+    def __init__(self, source: Stream, chosen: IntArray, *, scales: Sequence[Scale], device: torch.device) -> None:
+        images, size, epochs = source.images, source.size, np.full(len(chosen), SPLIT_EPOCH)
+        self.clean = source.batch(-1, chosen, epochs, (View(),))
+        self.batch = source.batch(-1, chosen, epochs, source.views)
+        self.source, self.scales, self.device = source, scales, device
         self.keys = [images.key(int(i)) for i in chosen]
-        self.thumbnails = np.asarray(crop(arrays, clean, min(size, THUMBNAIL, int(sizes.min(1).max()))))
+        side = min(size, THUMBNAIL, int(images.sizes[chosen].min(1).max()))
+        whole = draw(View(), 0, epochs, chosen, 0, np.full((len(chosen), 2), size), images.channels)
+        self.thumbnails = crop(self.clean.crops[0].numpy(), whole, side)
 
     def pictures(self) -> dict[str, NDArray[Any]]:
         """What the report shows: thumbnails, keys, and a few pairs of views as the network sees them, uint8."""
-        few = Batch(-1, self.batch.images[:PAIRS], self.batch.epochs[:PAIRS],
-                    [c[:PAIRS] for c in self.batch.crops], [d[:PAIRS] for d in self.batch.draws], [])  # fmt: skip
-        plain = self.source.finish(few, torch.device("cpu"), [0.0] * len(self.mean), [1.0] * len(self.std))
-        views = [np.rint(v.clamp(0, 1).permute(0, 2, 3, 1).numpy() * 255).astype(np.uint8) for v in plain]
+        plain = [([0.0] * len(mean), [1.0] * len(std)) for mean, std in self.scales]
+        made = self.source.finish(part(self.batch, slice(PAIRS)), torch.device("cpu"), plain)
+        views = [np.rint(v.clamp(0, 1).permute(0, 2, 3, 1).numpy() * 255).astype(np.uint8) for v in made]
         thumbnails = self.thumbnails
         if thumbnails.dtype != np.uint8:
             thumbnails = np.rint(thumbnails * 255).astype(np.uint8)
@@ -70,9 +64,8 @@ class HeldOut:
         network.eval()
         parts: dict[str, list[Tensor]] = {}
         with torch.inference_mode(), autocast():
-            for at in range(0, len(self.clean), CHUNK):
-                rows = slice(at, at + CHUNK)
-                for name, value in self._pass(network, rows).items():
+            for at in range(0, len(self.keys), CHUNK):
+                for name, value in self._pass(network, slice(at, at + CHUNK)).items():
                     parts.setdefault(name, []).append(value.float().cpu())
         network.train(training)
         return {name: torch.cat(values) for name, values in parts.items()}
@@ -87,40 +80,44 @@ class HeldOut:
                 h = encoder(view)
                 return torch.cat([h.float(), projector(h).float()], dim=1)
 
-        z = many_views(self.source, self.batch.images, LIDAR_VIEWS, encode, device=self.device, mean=self.mean,
-                       std=self.std)  # fmt: skip
+        z = many_views(self.source, self.batch.images, LIDAR_VIEWS, encode, device=self.device, scales=self.scales)
         network.train(training)
         width = z.shape[2] - list(projector.parameters())[-1].shape[0]
         return {"features": lidar(z[:, :, :width]), "embedding": lidar(z[:, :, width:])}
 
     def _pass(self, network: Twins, rows: slice) -> dict[str, Tensor]:
-        clean = finish(self.clean[rows].to(self.device), self.clean_draws[rows], self.mean, self.std)
-        part = Batch(-1, self.batch.images[rows], self.batch.epochs[rows],
-                     [c[rows] for c in self.batch.crops[:2]], [d[rows] for d in self.batch.draws[:2]], [])  # fmt: skip
-        made = {"features": network.encoders[0](clean)}
-        two = self.source.finish(part, self.device, self.mean, self.std)
-        for letter, number, view in zip("ab", range(2), two, strict=True):
+        clean = part(self.clean, rows)
+        seen = finish(clean.crops[0].to(self.device), clean.draws[0], *self.scales[0])
+        made = {"features": network.encoders[0](seen)}
+        two = self.source.finish(part(self.batch, rows), self.device, self.scales)
+        for letter, number, view in zip("ab", range(2), two, strict=False):
             h = network.encoders[number % len(network.encoders)](view)
-            if letter == "a" or len(network.encoders) == 1:
-                made[f"features_{letter}"] = h
+            made[f"features_{letter}"] = h
             made[f"embedding_{letter}"] = network.projectors[number % len(network.projectors)](h)
         return made
 
 
-def health_lines(step: int, out: dict[str, Tensor], *, warm_up: bool) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl of kind "health", one for the encoder's output and one for the projector's.
+def part(batch: Batch, rows: slice) -> Batch:
+    """Some images of a batch."""
+    crops, draws = [c[rows] for c in batch.crops], [d[rows] for d in batch.draws]
+    return Batch(batch.step, batch.images[rows], batch.epochs[rows], crops, draws, [])
+
+
+def health_lines(step: int, out: dict[str, Tensor], *, warm_up: bool, shared: bool = True) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl of kind "health": of the encoder's output first, of the projector's last.
 
     The encoder's output is that of the clean images, as it will be used; whether twins are found is asked of the views.
+    Two networks (not ``shared``) give features that have no direction in common, so each encoder is judged by itself,
+    the second in a line of its own; the embeddings are compared as ever.
     """
     z = {name: value.numpy() for name, value in out.items()}
     features = measure(z["features"])
-    if "features_b" in z:
+    if shared:
         features |= measure_pair(z["features_a"], z["features_b"])
-    embedding = measure(z["embedding_a"], z["embedding_b"])
-    judged = {
-        "features": judge(features, warm_up=warm_up),
-        "embedding": judge(embedding, warm_up=warm_up, embedding=True),
-    }
+    judged = {"features": judge(features, warm_up=warm_up)}
+    if not shared:
+        judged["features_b"] = judge(measure(z["features_b"]), warm_up=warm_up)
+    judged["embedding"] = judge(measure(z["embedding_a"], z["embedding_b"]), warm_up=warm_up, embedding=True)
     return [
         {"kind": "health", "step": step, "of": of, **_words(found), **found.measures} for of, found in judged.items()
     ]

@@ -41,6 +41,7 @@ def open_images(
     source: Source,
     *,
     channels: int | None = None,
+    channels_b: int | None = None,
     index: str | os.PathLike[str] | None = None,
     value_range: tuple[float, float] | None = None,
 ) -> Images:
@@ -50,13 +51,15 @@ def open_images(
     list of arrays or of paths.
 
     ``channels``: None decides from the data: 1 where all images are grey, 3 where grey and colour meet, else what most
-    have. ``index``: an index that ``write_index`` wrote; the images are then those of that table, as they were read
-    then, whatever the folder holds by now. ``value_range``: of float images, that of an earlier run.
+    have. ``channels_b``: the same for the second images of pairs. ``index``: an index that ``write_index`` wrote; the
+    images are then those of that table, as they were read then, whatever the folder holds by now. ``value_range``: of
+    float images, that of an earlier run.
 
     Raises UserError, and DataError where not one of many images can be read.
     """
-    if channels is not None and channels < 1:
-        raise UserError(f"channels must be 1 or more, not {channels}")
+    for number in (channels, channels_b):
+        if number is not None and number < 1:
+            raise UserError(f"channels must be 1 or more, not {number}")
     if not isinstance(source, (str, os.PathLike)):
         if isinstance(source, np.ndarray) or (len(source) and isinstance(source[0], np.ndarray)):
             return _from_held(arrays.from_memory(source), "array", channels, value_range)  # type: ignore[arg-type]
@@ -73,18 +76,19 @@ def open_images(
     if index is not None:
         images = _from_index(path, Path(index))
     else:
-        images = _from_found(*find(path), channels, value_range)
+        images = _from_found(*find(path), channels, value_range, channels_b)
     pa.default_memory_pool().release_unused()  # of a million rows, what was read or filtered on the way is 150 MB
     return images
 
 
 def _from_found(
-    found: Found, partners: Found | None, channels: int | None, value_range: tuple[float, float] | None
-) -> Images:
+    found: Found, partners: Found | None, channels: int | None, value_range: tuple[float, float] | None,
+    channels_b: int | None = None,
+) -> Images:  # fmt: skip
     table, kind = _judged(found, channels)
     if partners is None:
         return _images(found, table, kind, value_range)
-    other, other_kind = _judged(partners, None)
+    other, other_kind = _judged(partners, channels_b)
     table, other = tables.as_pairs(table, other)
     second = _images(partners, other, other_kind, None)
     if not len(second):

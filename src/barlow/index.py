@@ -30,6 +30,7 @@ from barlow.sources import Found, read_bytes, with_file
 T = TypeVar("T")
 
 OK = "ok"
+ITS_PARTNER = "its partner: "  # before the reason why the other image of a pair cannot be used
 COLUMNS = ("path", "bytes", "modified", "width", "height", "mode", "status")
 WORDS = pa.dictionary(pa.int32(), pa.string())
 METADATA = b"barlow"
@@ -140,7 +141,7 @@ def with_status(rows: pa.Table, reasons: Iterable[str]) -> pa.Table:
 def as_pairs(first: pa.Table, second: pa.Table) -> tuple[pa.Table, pa.Table]:
     """Both tables, a row being ok in both or in neither."""
     states = [[s if s != OK else "" for s in table["status"].to_pylist()] for table in (first, second)]
-    because = [[f"its partner: {s}" if s else "" for s in state] for state in states]
+    because = [[f"{ITS_PARTNER}{s}" if s else "" for s in state] for state in states]
     return with_status(first, because[1]), with_status(second, because[0])
 
 

@@ -109,7 +109,13 @@ class OneTwin(nn.Module):
         return cast(Tensor, self.twins(view, twin=self.twin)[0])
 
 
-def build_twins(encoders: Sequence[nn.Module], widths: Sequence[int], *, channels: int, size: int) -> Twins:
-    """Twins around one encoder (shared) or one for each view (unshared), with projectors of the same widths."""
-    projectors = [build_projector(feature_count(encoder, channels, size), widths) for encoder in encoders]
-    return Twins(encoders, projectors)
+def build_twins(
+    encoders: Sequence[nn.Module], widths: Sequence[int], *, channels: int | Sequence[int], size: int
+) -> Twins:
+    """Twins around one encoder (shared) or one for each view (unshared), with projectors of the same widths.
+
+    ``channels``: of what the encoders take; one number, or one for each of them.
+    """
+    each = [channels] * len(encoders) if isinstance(channels, int) else channels
+    counts = [feature_count(encoder, c, size) for encoder, c in zip(encoders, each, strict=True)]
+    return Twins(encoders, [build_projector(count, widths) for count in counts])

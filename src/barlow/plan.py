@@ -40,6 +40,9 @@ class Findings:
     devices: int
     cores: int
     bfloat16: bool  # the hardware multiplies bfloat16 natively, and is faster for it
+    channels_b: int = 0  # of the second images of pairs; 0 where there are none
+    mean_b: tuple[float, ...] = ()
+    std_b: tuple[float, ...] = ()
 
     @property
     def side(self) -> int:
@@ -125,11 +128,21 @@ def _consistent(config: Config, found: Findings) -> None:
             f"batch_size = {config.batch_size} is larger than the {left:,} images to train on; "
             "give a smaller --batch-size or more images."
         )
-    for name in ("mean", "std"):
-        if len(getattr(config, name)) != config.channels:
-            raise UserError(f"{name} has {len(getattr(config, name))} values for {config.channels} channels.")
-    if config.twins == "unshared" and isinstance(config.views, tuple) and len(config.views) != 2:
-        raise UserError(f"unshared twins take two views, not {len(config.views)}.")
+    for letter, channels in (("", config.channels), ("_b", config.channels_b)):
+        for name in ("mean" + letter, "std" + letter):
+            given = getattr(config, name) or ()
+            if len(given) != (channels or 0):
+                raise UserError(f"{name} has {len(given)} values for {channels or 'no'} channels.")
+    if found.channels_b == 0 and config.channels_b:
+        raise UserError("channels_b is for a table of pairs, with two columns of paths; leave it out.")
+    two = config.twins == "unshared" or found.channels_b > 0
+    if two and isinstance(config.views, tuple) and len(config.views) != 2:
+        raise UserError(f"{'pairs' if found.channels_b else 'unshared twins'} take two views, not {len(config.views)}.")
+    if found.channels_b and config.twins == "shared" and config.channels_b != config.channels:
+        raise UserError(
+            f"the images of a pair have {config.channels} and {config.channels_b} channels, which one network cannot "
+            "take: leave --twins out, or give --channels and --channels-b the same number."
+        )
 
 
 Rule = Callable[[Config, Findings], tuple[Any, str]]
@@ -249,16 +262,33 @@ def _held_out(config: Config, found: Findings) -> tuple[int, str]:
     return max(2, min(512, found.images // 10)), "for the label-free measures"
 
 
+def _views(config: Config, found: Findings) -> tuple[str, str]:
+    first, reason = suggest(config.channels or found.channels, found.side)
+    if not found.channels_b:
+        return first, reason
+    second, other = suggest(config.channels_b or found.channels_b, found.side)
+    return (first, reason) if first == second else (f"{first}/{second}", f"{reason}; of the second image {other}")
+
+
+def _twins(config: Config, found: Findings) -> tuple[str, str]:
+    if found.channels_b:
+        return "unshared", "given pairs: one network for each kind of image"
+    return "shared", "one kind of image"
+
+
 RULES: dict[str, Rule] = {
     "out": _out,
     "seed": lambda c, f: (0, "the same seed gives the same run"),
     "held_out": _held_out,
     "channels": lambda c, f: (f.channels, "what the images have"),
+    "channels_b": lambda c, f: (f.channels_b or None, "what the second images of the pairs have"),
     "image_size": _image_size,
     "mean": lambda c, f: (f.mean, f"measured on {f.measured:,} images"),
     "std": lambda c, f: (f.std, f"measured on {f.measured:,} images"),
-    "views": lambda c, f: suggest(c.channels or f.channels, f.side),
-    "twins": lambda c, f: ("shared", "one kind of image"),
+    "mean_b": lambda c, f: (f.mean_b or None, f"measured on {f.measured:,} second images"),
+    "std_b": lambda c, f: (f.std_b or None, f"measured on {f.measured:,} second images"),
+    "views": _views,
+    "twins": _twins,
     "pretrained": lambda c, f: (False, "from random weights"),
     "encoder": _encoder,
     "encoder_args": _encoder_args,

@@ -14,19 +14,22 @@ from torch import nn
 from torch.optim import Optimizer
 
 from barlow import ranks
-from barlow.batches import Stream, ViewLike, split
-from barlow.cache import cached
+from barlow.batches import Scale, Stream, ViewLike, split
+from barlow.cache import cached, plan_cache
 from barlow.config import Config
+from barlow.convert import FULL
+from barlow.draws import IntArray
 from barlow.errors import UserError
 from barlow.held_out import HeldOut
 from barlow.images import Images
 from barlow.network import Twins, build_encoder, build_twins, model_arguments
 from barlow.optimise import build_optimizer
-from barlow.plan import Findings, machine
+from barlow.plan import Choice, Findings, machine
 from barlow.sources import shown
 from barlow.views import PRESETS, View
 
-LOOKED_AT = 1000  # images that mean, standard deviation and median size are measured on
+LOOKED_AT = 1000  # images that mean and standard deviation are measured on
+LOOK = 256  # pixels of a side that are enough for it: larger JPEGs are read smaller
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class Ready:
     network: Twins
     wrapped: Any  # Fabric's module
     optimizer: Optimizer
-    arguments: dict[str, Any]  # of timm.create_model
+    arguments: list[dict[str, Any]]  # of timm.create_model, for each encoder
+    scales: list[Scale]  # mean and standard deviation of the channels; of pairs one for each
 
     @property
     def scaler(self) -> torch.amp.GradScaler | None:
@@ -58,19 +62,57 @@ def look(images: Images) -> Findings:
         raise UserError(f"There is {only} here{why}; training needs many. Check the path; barlow check says more.")
     device, devices, cores, native = machine()
     chosen = np.unique(np.linspace(0, len(images) - 1, LOOKED_AT).astype(np.int64))
-    moments = np.zeros((2, images.channels))
-    for i in chosen:
-        pixels = images.read_or_replace(int(i))[0].reshape(-1, images.channels).astype(np.float64)
-        pixels /= {"uint8": 255, "uint16": 65535}.get(images.dtype, 1)
-        moments += pixels.mean(0), np.square(pixels).mean(0)
-    mean, square = moments / len(chosen)
-    std = np.sqrt(np.maximum(square - mean**2, 1e-6))
-    height, width = np.median(images.sizes, axis=0).astype(int)
+    mean, std = moments(images, chosen)
+    height, width = np.median(images.sizes, axis=0).astype(int).tolist()
+    partners: dict[str, Any] = {}
+    if images.second is not None:
+        partners["channels_b"] = images.second.channels
+        partners["mean_b"], partners["std_b"] = moments(images.second, chosen)
+        other = np.median(images.second.sizes, axis=0).astype(int).tolist()
+        height, width = min((height, width), other, key=min)  # the smaller of the two decides
     return Findings(
-        images=len(images), height=int(height), width=int(width), channels=images.channels,
-        in_memory=images.array is not None, mean=_rounded(mean), std=_rounded(std), measured=len(chosen),
-        device=device, devices=devices, cores=cores, bfloat16=native,
+        images=len(images), height=height, width=width, channels=images.channels,
+        in_memory=images.array is not None, mean=mean, std=std, measured=len(chosen),
+        device=device, devices=devices, cores=cores, bfloat16=native, **partners,
     )  # fmt: skip
+
+
+def moments(images: Images, chosen: IntArray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, standard deviation) of each channel over these images, in units of the full range."""
+    sums = np.zeros((2, images.channels))
+    for i in chosen.tolist():
+        pixels = images.read_or_replace(i, (LOOK, LOOK))[0].reshape(-1, images.channels).astype(np.float64)
+        pixels /= FULL[images.dtype]
+        sums += pixels.mean(0), np.square(pixels).mean(0)
+    mean, square = sums / len(chosen)
+    return _rounded(mean), _rounded(np.sqrt(np.maximum(square - mean**2, 1e-6)))
+
+
+def choose_cache(config: Config, images: Images, asked: bool) -> tuple[Config, list[Choice]]:
+    """Whether prepared images are kept, and in which form: decided once, so that a resume reads the same pixels.
+
+    Where they do not fit, the run goes on without; UserError where they were ``asked`` for.
+    """
+    assert config.image_size
+    if not config.cache:
+        return config.replace(cache_form=None), []
+    plan = plan_cache(images, config.image_size, config.cache_form)
+    if plan.form != "none":
+        return config.replace(cache_form=plan.form), [Choice("cache_form", plan.form, plan.reason)]
+    if asked:
+        raise UserError(f"a cache was asked for, but {plan.reason}: leave --cache and --cache-form out")
+    return config.replace(cache=False, cache_form=None), [Choice("cache", False, plan.reason)]
+
+
+def prepared(config: Config, images: Images) -> Images:
+    """The images as the run reads them: from the cache in the form that the run began with, or as they lie."""
+    if not config.cache or not config.image_size:
+        return images
+    ready = cached(images, config.image_size, config.cache_form)
+    if ready is images and config.cache_form:
+        why = plan_cache(images, config.image_size, config.cache_form).reason
+        raise UserError(f"this run reads its images from a cache ({config.cache_form}), but {why}: make room there")
+    return ready
 
 
 def _rounded(values: Any) -> tuple[float, ...]:
@@ -80,9 +122,12 @@ def _rounded(values: Any) -> tuple[float, ...]:
 def views_of(config: Config) -> tuple[View, ...]:
     """The rows of numbers that ``config.views`` names or holds (UserError for an unknown name or number)."""
     if isinstance(config.views, str):
-        if config.views not in PRESETS:
-            raise UserError(f"views = {config.views!r} is not known; there are {', '.join(PRESETS)}.")
-        return PRESETS[config.views]
+        names = config.views.split("/")
+        if unknown := set(names) - PRESETS.keys():
+            raise UserError(f"views = {sorted(unknown)[0]!r} is not known; there are {', '.join(PRESETS)}.")
+        if len(names) > 2 or (len(names) == 2 and not config.channels_b):
+            raise UserError(f"views = {config.views!r}: two names are for given pairs, one for each image of a pair.")
+        return PRESETS[names[0]] if len(names) == 1 else (PRESETS[names[0]][0], PRESETS[names[1]][1])
     known = {field.name for field in fields(View)}
     rows = []
     for row in config.views or ():
@@ -100,15 +145,20 @@ def ready(config: Config, fabric: Fabric, images: Images, views: Sequence[ViewLi
     assert config.seed is not None and config.image_size and config.batch_size and config.held_out
     assert config.mean and config.std and config.encoder and isinstance(config.projector, tuple)
     train, kept = split(config.seed, len(images), config.held_out)
-    prepared = cached(images, config.image_size) if config.cache else images
-    source = Stream(prepared, train, views or views_of(config), seed=config.seed, size=config.image_size,
-                    batch_size=config.batch_size, rank=ranks.rank(), world=ranks.world_size())  # fmt: skip
-    held_out = HeldOut(source, kept, mean=config.mean, std=config.std, device=fabric.device)
-    assert isinstance(config.encoder_args, dict) and config.channels
-    arguments = model_arguments(config.encoder, config.encoder_args, config.channels, config.image_size)
+    source = Stream(prepared(config, images), train, views or views_of(config), seed=config.seed,
+                    size=config.image_size, batch_size=config.batch_size, rank=ranks.rank(),
+                    world=ranks.world_size())  # fmt: skip
+    scales: list[Scale] = [(config.mean, config.std)]
+    scales += [(config.mean_b, config.std_b)] if config.mean_b and config.std_b else []
+    held_out = HeldOut(source, kept, scales=scales, device=fabric.device)
+    assert isinstance(config.encoder_args, dict)
+    arguments = [
+        model_arguments(config.encoder, config.encoder_args, channels, config.image_size)
+        for channels in channels_of(config)
+    ]
     torch.manual_seed(config.seed)
     encoders = build_encoders(config)
-    network = build_twins(encoders, config.projector, channels=config.channels, size=config.image_size)
+    network = build_twins(encoders, config.projector, channels=channels_of(config), size=config.image_size)
     network = network.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     ranks.synchronise_batch_norm(network)  # in place: the network itself is no normalisation
     if config.micro_batch and len(encoders) > 1 and ranks.world_size() > 1:
@@ -117,21 +167,27 @@ def ready(config: Config, fabric: Fabric, images: Images, views: Sequence[ViewLi
     optimizer = build_optimizer(network, config.optimizer, lr=config.lr, lr_bias=config.lr_bias or config.lr,
                                 weight_decay=config.weight_decay or 0.0)  # fmt: skip
     wrapped, optimizer = fabric.setup(network, optimizer)
-    return Ready(config, fabric, images, source, held_out, network, wrapped, optimizer, arguments)
+    return Ready(config, fabric, images, source, held_out, network, wrapped, optimizer, arguments, scales)
+
+
+def channels_of(config: Config) -> list[int]:
+    """What each encoder takes: one number for shared twins, two for unshared ones."""
+    assert config.channels
+    return [config.channels] + ([config.channels_b or config.channels] if config.twins == "unshared" else [])
 
 
 def build_encoders(config: Config) -> list[nn.Module]:
     """One encoder for shared twins, two for unshared ones, with fresh weights from torch's generator."""
-    assert config.encoder and isinstance(config.encoder_args, dict) and config.channels and config.image_size
+    assert config.encoder and isinstance(config.encoder_args, dict) and config.image_size
     return [
         build_encoder(
             config.encoder,
             config.encoder_args,
-            channels=config.channels,
+            channels=channels,
             size=config.image_size,
             pretrained=bool(config.pretrained),
         )
-        for _ in range(1 if config.twins == "shared" else 2)
+        for channels in channels_of(config)
     ]
 
 

@@ -25,7 +25,9 @@ def show_views(config: Config, output: Path, count: int) -> Path:
     images, resolved, _ = survey(config, None)
     size, seed = resolved.image_size, resolved.seed
     assert size is not None and seed is not None
-    return contact_sheet(images, views_of(resolved), size=size, seed=seed, count=count, path=output)
+    return contact_sheet(
+        images, views_of(resolved), size=size, seed=seed, count=count, path=output, partners=images.second
+    )
 
 
 def check_images(images: str, splits: Sequence[str], as_json: bool) -> tuple[str, bool]:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from barlow.errors import DataError, UserError
 from barlow.guard import BadImage
 from barlow.images import Bad, Images
-from barlow.index import place
+from barlow.index import ITS_PARTNER, place
 from barlow.sources import shown, with_file
 
 HASHED = 1 << 20  # bytes of an image that its fingerprint covers
@@ -43,9 +43,10 @@ class Quarantine:
 
     def start(self) -> None:
         """Before the first step: records the images with broken headers. Raises DataError when they are too many."""
-        rows = self.images.bad
-        for k in range(len(rows)):
-            self._write(rows, k, rows["status"][k].as_py(), "header")
+        for images in (self.images, *([self.images.second] if self.images.second else [])):
+            for k, reason in enumerate(images.bad["status"].to_pylist()):
+                if not reason.startswith(ITS_PARTNER):
+                    self._write(images, images.bad, k, reason, "header")
         self._judge()
 
     def add(self, seen: int, bad: Iterable[Bad | None]) -> None:
@@ -58,7 +59,8 @@ class Quarantine:
         for one in bad:
             if one is not None and one.key not in self.bad:
                 self.bad[one.key] = one.reason
-                self._write(self.images.rows, one.image, one.reason, "pixels")
+                images = self.images.second if one.partner and self.images.second else self.images
+                self._write(images, images.rows, one.image, one.reason, "pixels")
         self._judge()
 
     def _judge(self) -> None:
@@ -77,12 +79,12 @@ class Quarantine:
             f"max_bad = {self.max_bad:g} allows{reasons}. The first: {first}"
         )
 
-    def _write(self, rows: pa.Table, i: int, reason: str, found: str) -> None:
+    def _write(self, images: Images, rows: pa.Table, i: int, reason: str, found: str) -> None:
         key = shown(rows["path"][i].as_py())
         if key in self.written or self.file is None:
             return
         self.written.add(key)
-        length, sha256 = fingerprint(rows, self.images.root, i)
+        length, sha256 = fingerprint(rows, images.root, i)
         row = {"path": key, "reason": reason, "found": found, "bytes": length, "sha256": sha256}
         with self.file.open("a", encoding="utf-8") as out:
             out.write(json.dumps(row) + "\n")

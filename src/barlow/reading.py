@@ -6,7 +6,7 @@ import contextlib
 import functools
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar, final
 
@@ -27,14 +27,21 @@ IntArray = np.ndarray[Any, np.dtype[np.int64]]
 T = TypeVar("T")
 
 TRIES = 100  # replacements tried for one bad image
+SCALES = (1, 2, 4, 8)  # at which a JPEG can be decoded, as parts of a side
+JPEG_ENDINGS = (b".jpg", b".jpeg", b".jpe")
 
 
 class Bad(NamedTuple):
-    """An image that could not be used: its number, its key, the reason."""
+    """An image that could not be used: its number, its key, the reason; ``partner``: it is the second of a pair."""
 
     image: int
     key: str
     reason: str
+    partner: bool = False
+
+
+class BadPartner(BadImage):
+    """The second image of a pair cannot be used."""
 
 
 @final
@@ -120,8 +127,9 @@ class Images:
         except BadImage:
             sources.gone(self.root)
             raise
-        height, width = self.sizes[i]
-        if array.shape[:2] != (height, width) and at_least is None:
+        height, width = self.sizes[i].tolist()
+        scales = SCALES if at_least is not None else (1,)
+        if array.shape[:2] not in [(-(-height // k), -(-width // k)) for k in scales]:
             raise BadImage(f"is {array.shape[0]}×{array.shape[1]} now and was {height}×{width} when it was indexed")
         return array
 
@@ -132,17 +140,35 @@ class Images:
         """
         return self._or_replace(i, lambda k: self.read(k, at_least))
 
-    def read_pair_or_replace(self, i: int) -> tuple[tuple[Array, Array], int, Bad | None]:
+    def read_pair_or_replace(
+        self, i: int, at_least: Sequence[tuple[int, int] | None] = (None, None)
+    ) -> tuple[tuple[Array, Array], int, Bad | None]:
         """As ``read_or_replace``, for pairs: (image, its partner); where one of them is bad, both are replaced."""
         assert self.second is not None
         second = self.second
-        return self._or_replace(i, lambda k: (self.read(k), second.read(k)))
+
+        def read(k: int) -> tuple[Array, Array]:
+            first = self.read(k, at_least[0])
+            try:
+                return first, second.read(k, at_least[1])
+            except BadImage as error:
+                raise BadPartner(error.reason) from None
+
+        return self._or_replace(i, read)
+
+    def reducible(self, i: int) -> bool:
+        """Whether image ``i`` may be a JPEG that still has to be decoded, so that reading it smaller saves time."""
+        if self.array is not None or self.raw is not None or self.held is not None:
+            return False
+        ending = os.path.splitext(self.rows["path"][int(i)].as_py())[1].lower()  # noqa: PTH122 - bytes
+        return ending in JPEG_ENDINGS or ending not in sources.ENDINGS
 
     def _or_replace(self, i: int, read: Callable[[int], T]) -> tuple[T, int, Bad | None]:
         try:
             return read(int(i)), int(i), None
         except BadImage as error:
-            bad = Bad(int(i), self.key(i), error.reason)
+            of = self.second if isinstance(error, BadPartner) and self.second else self
+            bad = Bad(int(i), of.key(i), error.reason, of is not self)
         for other in replacements(int(i), len(self)):
             with contextlib.suppress(BadImage):
                 return read(other), other, bad

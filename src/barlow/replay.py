@@ -56,7 +56,7 @@ def first_broken(parts: Ready, batch: Batch) -> str:
     """Where the first value that is not finite comes up: images, a layer on the way forward, or gradients."""
     config = parts.config
     seed_step(config.seed or 0, batch.step)
-    views = parts.source.finish(batch, parts.fabric.device, config.mean or (), config.std or ())
+    views = parts.source.finish(batch, parts.fabric.device, parts.scales)
     for number, view in enumerate(views):
         broken = [parts.images.key(int(i)) for i, x in zip(batch.images, view, strict=True) if not x.isfinite().all()]
         if broken:

@@ -27,7 +27,7 @@ from barlow.launch import launch
 from barlow.length import TRIAL_SECONDS, steps_of_epochs, steps_of_minutes, trial, whole
 from barlow.objective import floor
 from barlow.plan import RULES, Choice, Findings, resolve
-from barlow.prepare import Ready, build_encoders, look, ready, views_of
+from barlow.prepare import Ready, build_encoders, choose_cache, look, ready, views_of
 from barlow.progress import duration
 from barlow.quarantine import Quarantine
 from barlow.replay import read_bundle
@@ -143,7 +143,8 @@ def reopen(run: Run, config: Config, images: Any, allow: Collection[str]) -> Non
     now = continued(stored, config, run.folder, allow)
     changed = differences(stored, now, ignore=FREE)
     opened = open_run_images(now, images, run.folder)
-    notes = check_index(opened, str(now.images), allow) if images is None else []
+    sources = () if images is not None else (opened, *([opened.second] if opened.second else []))
+    notes = [note for source in sources for note in check_index(source, str(now.images), allow)]
     for note in [*(f"setting accepted: {line}" for line in changed), *notes]:
         say(f"note: {note}")
         run.log("event", 0, message=note)
@@ -156,7 +157,7 @@ def open_run_images(config: Config, images: Any, out: Path) -> Images:
     index = out / "index.parquet"
     use = index if images is None and index.exists() else None
     source: Any = images if images is not None else config.images
-    return open_images(source, channels=config.channels, index=use)
+    return open_images(source, channels=config.channels, channels_b=config.channels_b, index=use)
 
 
 def start(config: Config, images: Any, out: Path, quiet: bool, stack: ExitStack) -> Run:
@@ -184,8 +185,10 @@ def survey(config: Config, images: Any) -> tuple[Images, Config, list[Choice]]:
     if sum(value is not None for value in (config.epochs, config.steps, config.minutes)) > 1:
         raise UserError("Give one of --epochs, --steps and --minutes, not several.")
     source: Any = images if images is not None else config.images
-    opened = open_images(source, channels=config.channels)
+    opened = open_images(source, channels=config.channels, channels_b=config.channels_b)
     resolved, choices = resolve(config, look(opened))
+    resolved, more = choose_cache(resolved, opened, asked=bool(config.cache or config.cache_form))
+    choices = [choice for choice in choices if choice.word not in {other.word for other in more}] + more
     views_of(resolved)  # what cannot be built is refused before anything is printed or written
     build_encoders(resolved)
     return opened, resolved, choices
@@ -245,13 +248,15 @@ def write_results(session: Session, folder: Path, quiet: bool) -> None:
         raise Stopped(f"All {session.steps:,} steps are done, but the last checkpoint could not be written. "
                       f"Make room for it in {folder}, then: barlow pretrain --resume {folder}")  # fmt: skip
     parts, config = session.parts, session.parts.config
-    assert config.encoder and config.image_size and config.mean and config.std
-    span = parts.images.value_range if parts.images.dtype == "float32" else None
+    assert config.encoder and config.image_size
     try:
-        for encoder, name in zip(parts.network.encoders, ("encoder", "encoder_b"), strict=False):
+        for k, encoder in enumerate(parts.network.encoders):
+            mean, std = parts.scales[k % len(parts.scales)]
+            images = parts.source.sources[k % len(parts.source.sources)]
+            span = images.value_range if images.dtype == "float32" else None
             save_encoder(
-                folder / name, encoder, name=config.encoder, arguments=parts.arguments, size=config.image_size,
-                mean=config.mean, std=config.std,
+                folder / ("encoder", "encoder_b")[k], encoder, name=config.encoder, arguments=parts.arguments[k],
+                size=config.image_size, mean=mean, std=std,
                 origin={"images": config.images, "steps": session.step, "seed": config.seed, "value_range": span},
             )  # fmt: skip
         report = write_report(folder)
@@ -266,8 +271,8 @@ def write_results(session: Session, folder: Path, quiet: bool) -> None:
 
 def show_choices(images: Images, config: Config, choices: Sequence[Choice]) -> None:
     """Prints what was found, then every automatic choice with its reason."""
-    left_out = f", {images.bad.num_rows:,} unusable ones left out" if images.bad.num_rows else ""
-    say(f"{len(images):,} images{left_out}")
+    left_out = f", {images.bad.num_rows:,} unusable left out" if images.bad.num_rows else ""
+    say(f"{len(images):,} {'images' if images.second is None else 'pairs of images'}{left_out}")
     for choice in choices:
         value = "-".join(map(str, choice.value)) if choice.word == "projector" else choice.value
         say(f"{choice.word:<12} {value}: {choice.reason}")

@@ -156,7 +156,7 @@ class Session:
             return {}
         parts = self.parts
         out = parts.held_out.outputs(parts.network, parts.fabric.autocast)
-        lines = health_lines(self.step, out, warm_up=warm_up)
+        lines = health_lines(self.step, out, warm_up=warm_up, shared=len(parts.network.encoders) == 1)
         if self.step == self.steps:
             for of, value in parts.held_out.lidar(parts.network, parts.fabric.autocast).items():
                 next(line for line in lines if line["of"] == of)["lidar"] = value
@@ -172,9 +172,9 @@ class Session:
             self.run.snapshot(f"step-{self.step:07d}", **arrays)
         except OSError as error:
             self.warn(error)
-        twins = lines[0].get("twins_found", lines[1]["twins_found"])
-        worst = next((line for line in lines if is_alarm(line["verdict"])), lines[1])
-        return {"twins_found": twins, "verdict": worst["verdict"]}
+        found = next(line["twins_found"] for line in lines if "twins_found" in line)
+        worst = next((line for line in lines if is_alarm(line["verdict"])), lines[-1])
+        return {"twins_found": found, "verdict": worst["verdict"]}
 
     def save(self) -> None:
         """Writes a checkpoint beside the training; a disk that refuses is a warning, and the next save tries again."""

@@ -36,33 +36,32 @@ class Cell(NamedTuple):
 
 
 def contact_sheet(
-    images: Readable, views: Sequence[View | OwnView], *, size: int, seed: int, count: int = 8, path: Path
-) -> Path:
+    images: Readable, views: Sequence[View | OwnView], *, size: int, seed: int, count: int = 8, path: Path,
+    partners: Readable | None = None,
+) -> Path:  # fmt: skip
     """Writes a PNG of ``count`` images, one a row: the original with the crops marked, then its views of ``size``.
 
     The seed chooses the images; what is drawn for them is what epoch 0 of a run with this seed draws. Unreadable
     images are passed over. Of more than three channels the first three are shown, stretched to what the original holds.
+    ``partners``: the second images of given pairs; each row then begins with both originals, and the views alternate.
     """
     if path.suffix.lower() != ".png":
         raise UserError(f"a contact sheet is a PNG file: name it {path.with_suffix('.png').name}")
-    chosen, arrays = _readable(images, seed, count)
-    columns = [_view(view, k, arrays, chosen, size, seed) for k, view in enumerate(views)]
+    sources = [images] if partners is None else [images, partners]
+    chosen, arrays = _readable(sources, seed, count)
+    columns = [_view(view, k, arrays[k % len(arrays)], chosen, size, seed) for k, view in enumerate(views)]
     rows = []
-    for r, array in enumerate(arrays):
-        low, high = _range(array)
-        original, scale = _fitted(_picture(array, low, high))
-        marks = ImageDraw.Draw(original)
-        for k, (drawn, _) in enumerate(columns):
-            x, y, w, h = (drawn.box[r] * scale).tolist()
-            for inset in range(2):
-                edges = (x + inset, y + inset, max(x + inset, x + w - 1 - inset), max(y + inset, y + h - 1 - inset))
-                marks.rectangle(edges, outline=COLOURS[k % len(COLOURS)])
-        name = f"{_shortened(images.key(int(chosen[r])))}\n{array.shape[1]} × {array.shape[0]} pixels"
-        rows.append([Cell(original, name)])
-        for view, (drawn, made) in zip(views, columns, strict=True):
+    for r, number in enumerate(chosen.tolist()):
+        cells = []
+        for s, source in enumerate(sources):
+            boxes = [(k, drawn.box[r]) for k, (drawn, _) in enumerate(columns) if k % len(sources) == s]
+            cells.append(_original(source.key(number), arrays[s][r], boxes))
+        for k, (view, (drawn, made)) in enumerate(zip(views, columns, strict=True)):
             text = ", ".join(caption(drawn, r)) if isinstance(view, View) else "your own view"
-            rows[-1].append(Cell(_fitted(_picture(made[r], low, high))[0], text))
-    _composed(rows).save(path, format="PNG")
+            low, high = _range(arrays[k % len(arrays)][r])
+            cells.append(Cell(_fitted(_picture(made[r], low, high))[0], text))
+        rows.append(cells)
+    _composed(rows, originals=len(sources)).save(path, format="PNG")
     return path
 
 
@@ -81,6 +80,16 @@ def strips(rows: Sequence[tuple[str, Sequence[Cell]]]) -> Image.Image:
         sheet.paste(page, (0, top))
         top += page.height
     return sheet
+def _original(key: str, array: NDArray[Any], boxes: list[tuple[int, NDArray[np.int64]]]) -> Cell:
+    """An image with the crops of these views marked, each in the colour of its view."""
+    picture, scale = _fitted(_picture(array, *_range(array)))
+    marks = ImageDraw.Draw(picture)
+    for k, box in boxes:
+        x, y, w, h = (box * scale).tolist()
+        for inset in range(2):
+            edges = (x + inset, y + inset, max(x + inset, x + w - 1 - inset), max(y + inset, y + h - 1 - inset))
+            marks.rectangle(edges, outline=COLOURS[k % len(COLOURS)])
+    return Cell(picture, f"{_shortened(key)}\n{array.shape[1]} × {array.shape[0]} pixels")
 
 
 def caption(draws: Draws, i: int) -> list[str]:
@@ -109,20 +118,21 @@ def _signed(number: float) -> str:
     return f"{number:+.0f}".replace("-", "−")
 
 
-def _readable(images: Readable, seed: int, count: int) -> tuple[NDArray[np.int64], list[NDArray[Any]]]:
+def _readable(sources: Sequence[Readable], seed: int, count: int) -> tuple[NDArray[np.int64], list[list[NDArray[Any]]]]:
+    """Numbers of images that can be read, and for each source their arrays."""
     chosen: list[int] = []
-    arrays: list[NDArray[Any]] = []
-    for i in order(seed, 0, len(images), np.arange(len(images))) if len(images) else ():
-        if len(arrays) == count:
+    rows: list[list[NDArray[Any]]] = []
+    for i in order(seed, 0, len(sources[0]), np.arange(len(sources[0]))) if len(sources[0]) else ():
+        if len(rows) == count:
             break
         try:
-            arrays.append(images.read(int(i)))
+            rows.append([source.read(int(i)) for source in sources])
             chosen.append(int(i))
         except BadImage:
             continue
-    if not arrays:
+    if not rows:
         raise DataError("no image could be read, so there is nothing to show; `barlow check` lists the reasons")
-    return np.array(chosen), arrays
+    return np.array(chosen), [list(arrays) for arrays in zip(*rows, strict=True)]
 
 
 def _view(
@@ -170,7 +180,7 @@ def _shortened(key: str) -> str:
     return key if len(key) <= 30 else f"{key[:12]}…{key[-17:]}"
 
 
-def _composed(rows: list[list[Cell]], headings: Sequence[str] = ()) -> Image.Image:
+def _composed(rows: list[list[Cell]], headings: Sequence[str] = (), originals: int = 1) -> Image.Image:
     """The sheet: a line of headings (without any: original, view 1, …), then rows of pictures with their text."""
     file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"  # Pillow's own font has no σ
     font = ImageFont.truetype(str(file), LETTERS)
@@ -182,8 +192,8 @@ def _composed(rows: list[list[Cell]], headings: Sequence[str] = ()) -> Image.Ima
     step = CELL + GAP
     sheet = Image.new("RGB", (GAP + step * len(rows[0]), 2 * GAP + LINE + sum(heights) + GAP * len(rows)), PAPER)
     pen = ImageDraw.Draw(sheet)
-    views = [(f"view {k}", COLOURS[(k - 1) % len(COLOURS)]) for k in range(1, len(rows[0]))]
-    shown = [(heading, INK) for heading in headings] or [("original", INK), *views]
+    views = [(f"view {k + 1}", COLOURS[k % len(COLOURS)]) for k in range(len(rows[0]) - originals)]
+    shown = [(heading, INK) for heading in headings] or [("original", INK)] * originals + views
     for k, (heading, colour) in enumerate(shown):
         pen.text((GAP + k * step, GAP), heading, fill=colour, font=font)
     top = 2 * GAP + LINE - 8

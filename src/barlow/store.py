@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from barlow import ranks
 from barlow.errors import UserError
 
+SILENT = 120.0  # seconds without a write after which a builder is taken for dead
+POLL = 0.2  # seconds between two looks whether another builder is done
 ABANDONED = 24 * 3600  # seconds after which a half-made folder that nobody touched belongs to a builder that died
 
 
@@ -45,18 +49,21 @@ def content_name(*parts: Any) -> str:
 def made(name: str, make: Callable[[Path], str | None]) -> Path:
     """The folder ``name`` of the store, made by ``make(empty folder)`` where it is not there yet.
 
-    It appears under its name in one step, when it is complete and on disk; whoever comes second in a race throws the
-    own work away. ``make`` may return another name, when it turns out to have made something else. Raises UserError
-    where the store cannot be written.
+    It appears under its name in one step, when it is complete and on disk. Whoever finds another process at the same
+    work waits for it as long as it writes; should two begin all the same, the second throws the own work away.
+    ``make`` may return another name, when it turns out to have made something else. Raises UserError where the store
+    cannot be written.
     """
     final = store_root() / name
     if final.exists():
         return final
-    temporary = store_root() / f".{name}.{os.getpid()}.{time.monotonic_ns()}"
+    temporary = store_root() / f".{name}.{time.time_ns():020}.{os.getpid()}"
     try:
         store_root().mkdir(parents=True, exist_ok=True)
         sweep()
         temporary.mkdir()
+        if _found_after_waiting(final, temporary):
+            return final
         final = store_root() / (make(temporary) or name)
         _to_disk(temporary)
         try:
@@ -72,6 +79,28 @@ def made(name: str, make: Callable[[Path], str | None]) -> Path:
     return final
 
 
+def _found_after_waiting(final: Path, mine: Path) -> bool:
+    """Waits for those who began before; True when one of them has made what is wanted."""
+    told = ranks.rank() > 0
+    while any(other.name < mine.name and _age(other) < SILENT for other in store_root().glob(f".{final.name}.*.*")):
+        if not told:
+            print(f"waiting for another process that is making {final}", file=sys.stderr)
+        told = True
+        time.sleep(POLL)
+        mine.touch()  # whoever began after us must see that we are there
+        if final.exists():
+            return True
+    return final.exists()
+
+
+def _age(folder: Path) -> float:
+    """Seconds since anything in a folder was written; endless where it is gone."""
+    try:
+        return time.time() - max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+    except OSError:
+        return math.inf
+
+
 def _to_disk(folder: Path) -> None:
     for path in (*folder.iterdir(), folder):
         handle = os.open(path, os.O_RDONLY)
@@ -84,6 +113,5 @@ def _to_disk(folder: Path) -> None:
 def sweep() -> None:
     """Removes the half-made folders of builders that died more than a day ago."""
     for folder in store_root().glob(".*.*.*"):
-        with contextlib.suppress(OSError):  # another sweeper may be at it
-            if time.time() - max(path.stat().st_mtime for path in (folder, *folder.iterdir())) > ABANDONED:
-                shutil.rmtree(folder, ignore_errors=True)
+        if ABANDONED < _age(folder) < math.inf:  # endless: another sweeper was at it
+            shutil.rmtree(folder, ignore_errors=True)

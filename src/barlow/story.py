@@ -14,7 +14,7 @@ from barlow.verdict import CAUSES, REMEDIES
 
 Lines = list[dict[str, Any]]
 
-NAMES = {"features": "Encoder output", "embedding": "Embedding"}
+NAMES = {"features": "Encoder output", "embedding": "Embedding", "features_b": "Second encoder"}
 EVIDENCE = {  # the section whose picture shows it, and its heading
     "complete collapse": ("answers", "What the encoder answers"),
     "dimensional collapse": ("spectrum", "How many directions are used"),
@@ -59,7 +59,7 @@ def overall(health: Lines, table: dict[str, Any] | None = None) -> dict[str, Any
     ``evidence`` is the section of the page that shows it (its name and heading), None for a healthy run.
     """
     parts = []
-    for of in ("embedding", "features"):
+    for of in ("embedding", "features", "features_b"):
         newest = next((line for line in reversed(health) if line.get("of") == of), None)
         if newest:
             word = str(newest.get("verdict", ""))

@@ -55,7 +55,7 @@ def open_series(file: IO[bytes]) -> tuple[Any, dict[str, int]]:
     except ImportError:
         raise BadImage("a TIFF that Pillow cannot read; some need tifffile (pip install 'barlow[tiff]')") from None
     file.seek(0)
-    tiff = tifffile.TiffFile(file)
+    tiff = tifffile.TiffFile(file, name="image")  # a file that was opened by its number has no name of its own
     if not tiff.series:
         raise BadImage("a TIFF that holds no image")
     series = tiff.series[0]

@@ -125,7 +125,7 @@ def one_step(parts: Ready, batch: Batch, steps: int) -> tuple[Terms, float, bool
     """
     config, fabric = parts.config, parts.fabric
     seed_step(config.seed or 0, batch.step)
-    views = parts.source.finish(batch, fabric.device, config.mean or (), config.std or ())
+    views = parts.source.finish(batch, fabric.device, parts.scales)
     parts.optimizer.zero_grad()
     if config.micro_batch:
         terms = in_micro_batches(parts, views, config.micro_batch)

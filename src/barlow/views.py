@@ -16,12 +16,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from barlow.crops import Draws, crop
+from barlow.crops import Draws, crop, crop_one
 from barlow.draws import IntArray, uniforms
 from barlow.errors import UserError
 from barlow.pixels import finish
 
-__all__ = ["PRESETS", "Draws", "OwnView", "View", "apply_own", "crop", "draw", "finish", "generator", "suggest"]
+__all__ = [
+    "PRESETS",
+    "Draws",
+    "OwnView",
+    "View",
+    "apply_own",
+    "crop",
+    "crop_one",
+    "draw",
+    "finish",
+    "generator",
+    "suggest",
+]
 
 OwnView = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 TRIES = 10  # boxes drawn before the central crop is taken, as torchvision does
