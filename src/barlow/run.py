@@ -76,11 +76,11 @@ def pretrain(
     started = time.monotonic()
     check_allowed(allow)
     with ExitStack() as stack:
-        fabric = launch(config, stack)
+        out = Path(config.out or RULES["out"](config, _NOTHING)[0])
+        fabric = launch(config if dry_run else with_its_precision(config, out), stack)
         quiet = quiet or ranks.rank() > 0
         if dry_run:
             return show_plan(config, fabric, images, views)
-        out = Path(config.out or RULES["out"](config, _NOTHING)[0])
         stack.enter_context(roll_call(f"Bring it back and continue with: barlow pretrain --resume {out}"))
         begun = begin(config, images, out, resume, allow, quiet, stack)
         if begun.fresh or begun.config.steps is None:
@@ -93,6 +93,13 @@ def pretrain(
                 train(session, stop, quiet=quiet)
         finish(session, quiet)
         return Path(begun.config.out or ".")
+
+
+def with_its_precision(config: Config, out: Path) -> Config:
+    """A run that is continued computes as it began: the processes are launched before its settings are compared."""
+    if config.precision is not None or not (out / "config.toml").is_file():
+        return config
+    return config.replace(precision=read_toml(out / "config.toml").precision)
 
 
 def replay(out: Path) -> None:
