@@ -7,6 +7,7 @@ stand beside each other whatever each run was trained with.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -83,6 +84,7 @@ def common(first: Path, images: str | None = None) -> Common:
     if config.images is None or not index.is_file():
         raise UserError(f"{first} was trained on images given from Python: name some with --images")
     opened = open_images(config.images, channels=config.channels, index=index)
+    opened = replace(opened, second=None)  # of given pairs: the encoder compared is that of the first images
     return Common(opened, split(config.seed or 0, len(opened), config.held_out or 2)[1][:MOST], config)
 
 

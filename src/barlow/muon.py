@@ -2,8 +2,8 @@
 
 The embedding's directions are learned one after the other, each at the speed of its own singular value (Simon et al.,
 ICML 2023, arXiv:2303.15438). An update whose singular values are all one lets the small ones keep up, which is what a
-short run lacks (docs/log.md, "Muon"). Method: Jordan et al. 2024 (kellerjordan.github.io/posts/muon); scale of the update:
-Liu et al. 2025 (arXiv:2502.16982, section 2.2), with which the rates of AdamW hold. Why not timm's: it multiplies in
+short run lacks (docs/log.md, "Muon"). Method: Jordan et al. 2024 (kellerjordan.github.io/posts/muon); scale of the
+update: Liu et al. 2025 (arXiv:2502.16982, section 2.2), with which the rates of AdamW hold. Why not timm's: it multiplies in
 bfloat16, which processors without AMX do slowly, and never uses that the polynomial is one of the small Gram matrix.
 """
 
@@ -47,7 +47,7 @@ def _direct(x: Tensor) -> Tensor:
 
 
 def _by_gram(x: Tensor) -> Tensor:
-    """The same polynomial of XXᵀ, worked out on the small side and applied once: all factors are symmetric and commute."""
+    """The same polynomial of XXᵀ, on the small side, and applied once: all its factors are symmetric and commute."""
     gram = x @ x.T
     factor = torch.eye(len(x), dtype=x.dtype, device=x.device)
     for a, b, c in STEPS:
@@ -90,6 +90,7 @@ class Muon(Optimizer):
         return loss
 
     def _orthogonal_step(self, p: Tensor, lr: float, momentum: float) -> None:
+        assert p.grad is not None
         state = self.state[p]
         if not state:
             state["momentum"] = torch.zeros_like(p)
@@ -99,6 +100,7 @@ class Muon(Optimizer):
         p.add_(update, alpha=-0.2 * lr * max(matrix.shape) ** 0.5)
 
     def _adam_step(self, p: Tensor, lr: float) -> None:
+        assert p.grad is not None
         state = self.state[p]
         if not state:
             state.update(step=0, mean=torch.zeros_like(p), square=torch.zeros_like(p))

@@ -71,7 +71,7 @@ def machine() -> tuple[str, int, int, bool]:
 
 @lru_cache(maxsize=1)
 def _bfloat16_pays() -> bool:
-    """Whether this processor is faster in bfloat16, told from a convolution: some that have the instructions are slower.
+    """Whether bfloat16 is faster on this processor, told from a convolution: some have it and lose by it.
 
     Measured in the time of this thread alone, so that other work on the machine does not decide.
     """
@@ -94,7 +94,7 @@ def _convolution_seconds(dtype: torch.dtype) -> float:
     times = []
     for _ in range(4):
         begun = time.thread_time()
-        torch.nn.functional.conv2d(image, kernel, padding=1).sum().backward()
+        torch.autograd.grad(torch.nn.functional.conv2d(image, kernel, padding=1).sum(), (image, kernel))
         times.append(time.thread_time() - begun)
     return min(times)
 

@@ -80,6 +80,8 @@ def strips(rows: Sequence[tuple[str, Sequence[Cell]]]) -> Image.Image:
         sheet.paste(page, (0, top))
         top += page.height
     return sheet
+
+
 def _original(key: str, array: NDArray[Any], boxes: list[tuple[int, NDArray[np.int64]]]) -> Cell:
     """An image with the crops of these views marked, each in the colour of its view."""
     picture, scale = _fitted(_picture(array, *_range(array)))
