@@ -3,8 +3,9 @@
 The embedding's directions are learned one after the other, each at the speed of its own singular value (Simon et al.,
 ICML 2023, arXiv:2303.15438). An update whose singular values are all one lets the small ones keep up, which is what a
 short run lacks (docs/log.md, "Muon"). Method: Jordan et al. 2024 (kellerjordan.github.io/posts/muon); scale of the
-update: Liu et al. 2025 (arXiv:2502.16982, section 2.2), with which the rates of AdamW hold. Why not timm's: it multiplies in
-bfloat16, which processors without AMX do slowly, and never uses that the polynomial is one of the small Gram matrix.
+update: Liu et al. 2025 (arXiv:2502.16982, section 2.2), with which the rates of AdamW hold. Why not timm's: it
+multiplies in bfloat16, which many processors do slowly, and does not use that the polynomial is one of the small Gram
+matrix.
 """
 
 from __future__ import annotations
