@@ -135,13 +135,12 @@ def _consistent(config: Config, found: Findings) -> None:
                 raise UserError(f"{name} has {len(given)} values for {channels or 'no'} channels.")
     if found.channels_b == 0 and config.channels_b:
         raise UserError("channels_b is for a table of pairs, with two columns of paths; leave it out.")
-    two = config.twins == "unshared" or found.channels_b > 0
+    two = "pairs" if found.channels_b else "unshared twins" if config.twins == "unshared" else ""
     if two and isinstance(config.views, tuple) and len(config.views) != 2:
-        raise UserError(f"{'pairs' if found.channels_b else 'unshared twins'} take two views, not {len(config.views)}.")
+        raise UserError(f"{two} take two views, not {len(config.views)}.")
     if found.channels_b and config.twins == "shared" and config.channels_b != config.channels:
         raise UserError(
-            f"the images of a pair have {config.channels} and {config.channels_b} channels, which one network cannot "
-            "take: leave --twins out, or give --channels and --channels-b the same number."
+            f"pairs of {config.channels} and {config.channels_b} channels fit no shared network: omit --twins."
         )
 
 
@@ -270,12 +269,6 @@ def _views(config: Config, found: Findings) -> tuple[str, str]:
     return (first, reason) if first == second else (f"{first}/{second}", f"{reason}; of the second image {other}")
 
 
-def _twins(config: Config, found: Findings) -> tuple[str, str]:
-    if found.channels_b:
-        return "unshared", "given pairs: one network for each kind of image"
-    return "shared", "one kind of image"
-
-
 RULES: dict[str, Rule] = {
     "out": _out,
     "seed": lambda c, f: (0, "the same seed gives the same run"),
@@ -288,7 +281,7 @@ RULES: dict[str, Rule] = {
     "mean_b": lambda c, f: (f.mean_b or None, f"measured on {f.measured:,} second images"),
     "std_b": lambda c, f: (f.std_b or None, f"measured on {f.measured:,} second images"),
     "views": _views,
-    "twins": _twins,
+    "twins": lambda c, f: ("unshared", "given pairs: one each") if f.channels_b else ("shared", "one kind of image"),
     "pretrained": lambda c, f: (False, "from random weights"),
     "encoder": _encoder,
     "encoder_args": _encoder_args,

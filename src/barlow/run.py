@@ -34,7 +34,7 @@ from barlow.replay import read_bundle
 from barlow.replay import replay as repeat
 from barlow.report import write_report
 from barlow.resources import check_disk, peak_memory, readable
-from barlow.resume import FREE, check_allowed, check_index, continued
+from barlow.resume import FREE, check_allowed, check_index, continued, with_its_precision
 from barlow.roll_call import roll_call
 from barlow.runlog import Run, open_run
 from barlow.saver import Saver
@@ -93,13 +93,6 @@ def pretrain(
                 train(session, stop, quiet=quiet)
         finish(session, quiet)
         return Path(begun.config.out or ".")
-
-
-def with_its_precision(config: Config, out: Path) -> Config:
-    """A run that is continued computes as it began: the processes are launched before its settings are compared."""
-    if config.precision is not None or not (out / "config.toml").is_file():
-        return config
-    return config.replace(precision=read_toml(out / "config.toml").precision)
 
 
 def replay(out: Path) -> None:
