@@ -237,7 +237,7 @@ def test_given_pairs(tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_pairs_that_cannot_be_trained_are_refused(tiny: Make, tmp_path: Path) -> None:
     table = pairs(tmp_path)
     for changes, words in (
-        ({"twins": "shared"}, "pairs of 3 and 2 channels fit no shared network"),
+        ({"twins": "shared"}, "pairs of 3 and 2 channels cannot share a network"),
         ({"views": ({}, {}, {})}, "pairs take two views, not 3"),
         ({"views": "small/wide"}, "'wide' is not known"),
         ({"mean_b": (0.5,)}, "mean_b has 1 values for 2 channels"),

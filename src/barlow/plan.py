@@ -139,9 +139,7 @@ def _consistent(config: Config, found: Findings) -> None:
     if two and isinstance(config.views, tuple) and len(config.views) != 2:
         raise UserError(f"{two} take two views, not {len(config.views)}.")
     if found.channels_b and config.twins == "shared" and config.channels_b != config.channels:
-        raise UserError(
-            f"pairs of {config.channels} and {config.channels_b} channels fit no shared network: omit --twins."
-        )
+        raise UserError(f"pairs of {config.channels} and {config.channels_b} channels cannot share a network.")
 
 
 Rule = Callable[[Config, Findings], tuple[Any, str]]
