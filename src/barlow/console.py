@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -11,9 +14,13 @@ from typing import Any, final
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from barlow.progress import PLAIN_EVERY, duration, on_terminal
+
+WORD = 17  # columns for the name of a setting
+BAR = 60  # columns of the bar that fills while a run goes on
 
 
 def say(text: str) -> None:
@@ -25,29 +32,52 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def say_choice(word: str, value: object, reason: str) -> None:
+    """One setting and why it is so, on a line of its own, the value as it would be typed; wrapped on a terminal."""
+    text = f"{word:<{WORD}} {spelled(value)}: {reason}"
+    width = shutil.get_terminal_size().columns
+    say(textwrap.fill(text, width, subsequent_indent=" " * (WORD + 1)) if on_terminal() else text)
+
+
+def spelled(value: object) -> str:
+    """A setting as people type it: ``true``, ``0.00212``, ``512-512-256``, ``{"layers": [1, 1]}``."""
+    if isinstance(value, bool | dict):
+        return json.dumps(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, tuple):
+        between = "-" if all(isinstance(each, int) for each in value) else " "
+        return between.join(spelled(each) for each in value)
+    return str(value)
+
+
 def lines(state: Mapping[str, Any]) -> list[str]:
-    """The state of a run as two or three lines of text.
+    """The state of a run as three lines of text that fit a terminal of 80 columns.
 
     ``state``: step, steps, epoch, loss, floor, invariance, redundancy, lambda; then, once known, twins_found, verdict,
     images_per_s, data_wait (0..1), seconds_left.
     """
-    first = [
-        f"step {state['step']:,} of {state['steps']:,}",
-        f"epoch {state['epoch']:.1f}",
-        f"loss {state['loss']:.2f} (floor {state['floor']:.2f})",
-        f"invariance {state['invariance']:.2f}",
-        f"redundancy λ × {state['redundancy']:,.1f} = {state['lambda'] * state['redundancy']:.2f}",
-    ]
-    second = []
-    if "twins_found" in state:
-        second.append(f"twins found {state['twins_found']:.0%}")
-    if "verdict" in state:
-        second.append(state["verdict"])
+    where = [f"step {state['step']:,} of {state['steps']:,}", f"epoch {state['epoch']:.1f}"]
     if "images_per_s" in state:
-        second.append(f"{state['images_per_s']:,.0f} images/s")
-        second.append(f"waiting for data {state['data_wait']:.1%}")
-        second.append(f"{duration(state['seconds_left'])} left")
-    return [" · ".join(first), " · ".join(second)]
+        where.append(f"{duration(state['seconds_left'])} left")
+    loss = [
+        f"loss {short(state['loss'])} (floor {short(state['floor'])})",
+        f"invariance {short(state['invariance'])}",
+        f"redundancy {short(state['lambda'] * state['redundancy'])} (λ × {short(state['redundancy'])})",
+    ]
+    seen = []
+    if "twins_found" in state:
+        seen.append(f"twins found {state['twins_found']:.0%}")
+    if "verdict" in state:
+        seen.append(state["verdict"])
+    if "images_per_s" in state:
+        seen += [f"{state['images_per_s']:,.0f} images/s", f"waiting for data {state['data_wait']:.1%}"]
+    return [" · ".join(part) for part in (where, loss, seen)]
+
+
+def short(value: float) -> str:
+    """A term of the loss, with no more decimals than its size deserves."""
+    return f"{value:.2f}" if value < 100 else f"{value:.1f}" if value < 10_000 else f"{value:,.0f}"
 
 
 @final
@@ -58,6 +88,7 @@ class Display:
         self.quiet = quiet
         self._live: Live | None = None
         self._state: dict[str, Any] = {}
+        self._stale = False  # something is known that is not shown
         self._shown = time.monotonic()
 
     def __enter__(self) -> Display:
@@ -69,20 +100,22 @@ class Display:
     def update(self, **state: Any) -> None:
         """Takes what is new; cheap enough for every step."""
         self._state.update(state)
-        now = time.monotonic()
+        now, self._stale = time.monotonic(), True
         if self.quiet or "loss" not in self._state or now - self._shown < (0.25 if self._live else PLAIN_EVERY):
             return
         self._draw(now)
 
     def _draw(self, now: float) -> None:
-        self._shown = now
+        self._shown, self._stale = now, False
         if self._live:
-            self._live.update(Group(*(Text(line) for line in lines(self._state))))
+            bar = ProgressBar(total=self._state["steps"], completed=self._state["step"], width=BAR)
+            where, *rest = lines(self._state)
+            self._live.update(Group(bar, Text(where, style="bold"), *(Text(line) for line in rest)))
         else:
             say(" · ".join(line for line in lines(self._state) if line))
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        if not self.quiet and "loss" in self._state:
+        if not self.quiet and "loss" in self._state and self._stale:
             self._draw(time.monotonic())
         if self._live:
             self._live.stop()

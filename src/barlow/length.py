@@ -8,7 +8,7 @@ import torch
 
 from barlow import ranks
 from barlow.config import Config
-from barlow.console import say
+from barlow.plan import Choice
 from barlow.prepare import Ready
 from barlow.train import one_step
 
@@ -17,23 +17,22 @@ FINISH_SECONDS = 6.0  # for the last save, the encoder and the report
 LOOKS = 25  # at the held-out images in a short run: twenty-one, and ten views of each for LiDAR at the end
 
 
-def steps_of_epochs(config: Config, images: int) -> int:
+def steps_of_epochs(config: Config, images: int) -> Choice:
     """The number of steps that are ``config.epochs`` passes over the training images."""
     train = images - (config.held_out or 0)
-    return max(1, round((config.epochs or 0) * train / (config.batch_size or 1)))
+    steps = max(1, round((config.epochs or 0) * train / (config.batch_size or 1)))
+    return Choice("steps", steps, f"{config.epochs:g} epochs of {train:,} images")
 
 
-def steps_of_minutes(parts: Ready, started: float, quiet: bool) -> int:
+def steps_of_minutes(parts: Ready, started: float) -> Choice:
     """The number of steps that fit in ``config.minutes`` from ``started`` (of time.monotonic) on, as measured now."""
     minutes = parts.config.minutes or 0.0
     seconds, looking = trial(parts, min(TRIAL_SECONDS, 1.5 * minutes))
     left = minutes * 60 - (time.monotonic() - started) - FINISH_SECONDS - LOOKS * looking
     steps: int = ranks.broadcast(max(1, int(left / seconds)))
-    if not quiet:
-        epochs = steps * parts.source.batch_size / len(parts.source.train)
-        each = f"{seconds * 1e3:.0f} ms each"
-        say(f"steps        {steps:,}: {minutes:g} minutes at {each}; {epochs:.1f} epochs")
-    return steps
+    epochs = steps * parts.source.batch_size / len(parts.source.train)
+    length = "1 minute" if minutes == 1 else f"{minutes:g} minutes"
+    return Choice("steps", steps, f"{length} at {seconds * 1e3:.0f} ms each; {epochs:.1f} epochs")
 
 
 def trial(parts: Ready, seconds: float) -> tuple[float, float]:

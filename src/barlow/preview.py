@@ -10,6 +10,7 @@ from typing import Any
 from barlow.check import check
 from barlow.check_table import rows
 from barlow.config import Config
+from barlow.console import WORD, spelled
 from barlow.errors import UserError
 from barlow.prepare import views_of
 from barlow.run import survey
@@ -46,5 +47,5 @@ def table(report: dict[str, Any]) -> str:
     lines = [f"{what:<17} {finding}" for what, finding in rows(report)]
     lines += ["", "These images can be trained on." if report["usable"] else "These images cannot be trained on."]
     for word, (value, reason) in report.get("settings", {}).items():
-        lines.append(f"  {word:<14} {value}: {reason}")
+        lines.append(f"  {word:<{WORD}} {spelled(value)}: {reason}")
     return "\n".join(lines)

@@ -17,7 +17,7 @@ from barlow.batches import ViewLike
 from barlow.card import write_card
 from barlow.checkpoint import latest, load
 from barlow.config import Config, differences, read_toml, to_toml
-from barlow.console import say
+from barlow.console import WORD, say, say_choice
 from barlow.encoder import save_encoder
 from barlow.endings import out_of_memory_in_words
 from barlow.environment import environment
@@ -38,7 +38,7 @@ from barlow.resume import FREE, check_allowed, check_index, continued, with_its_
 from barlow.roll_call import roll_call
 from barlow.runlog import Run, open_run
 from barlow.saver import Saver
-from barlow.session import Session
+from barlow.session import Session, looks_every
 from barlow.signals import Deadline, StopRequest, kill_workers, parse_duration
 from barlow.train import train
 
@@ -126,7 +126,7 @@ def begin(
             if fresh and resume:
                 raise UserError(f"There is no run to resume in {out}: it holds no config.toml.")
             if fresh:
-                run = start(config.replace(out=str(out)), images, out, quiet, stack)
+                run = start(config, images, out, quiet, stack)
             else:
                 run = stack.enter_context(open_run(out))
                 reopen(run, config, images, allow)
@@ -196,11 +196,22 @@ def survey(config: Config, images: Any) -> tuple[Images, Config, list[Choice]]:
 
 def fix_length(begun: Begun, fabric: Fabric, views: Sequence[ViewLike] | None, started: float, quiet: bool) -> Begun:
     """Turns epochs or minutes into a number of steps, once, and records it: a resume then needs no clock."""
-    config = begun.config
+    config, chosen = begun.config, list[Choice]()
     if config.steps is None and config.minutes is not None:
-        config = config.replace(steps=steps_of_minutes(ready(config, fabric, begun.images, views), started, quiet))
+        chosen.append(steps_of_minutes(ready(config, fabric, begun.images, views), started))
     elif config.steps is None:
-        config = config.replace(steps=steps_of_epochs(config, len(begun.images)))
+        chosen.append(steps_of_epochs(config, len(begun.images)))
+    config = config.replace(**{choice.word: choice.value for choice in chosen})
+    if config.health_every is None:
+        chosen.append(
+            Choice("health_every", looks_every(config.steps or 1), "steps between two looks at the held-out images")
+        )
+        config = config.replace(health_every=chosen[-1].value)
+    if not quiet:
+        for choice in chosen:
+            say_choice(choice.word, choice.value, choice.reason)
+        if config.checkpoint_every is None:
+            say_choice("checkpoint_every", "10 minutes", "a run that is killed loses no more; and at the end")
     if begun.run:
         begun.run.write_config(to_toml(config))
     ranks.barrier()
@@ -266,7 +277,7 @@ def write_results(session: Session, folder: Path, quiet: bool) -> None:
         raise Stopped(f"Training is done and saved, but {folder} does not take its results: {error.strerror or error}. "
                       f"Make room, then: barlow pretrain --resume {folder}") from None  # fmt: skip
     if not quiet:
-        say(f"encoder      {folder / 'encoder'}\nreport       {report}")
+        say(f"{'encoder':<{WORD}} {folder / 'encoder'}\n{'report':<{WORD}} {report}")
 
 
 def show_choices(images: Images, config: Config, choices: Sequence[Choice]) -> None:
@@ -274,11 +285,10 @@ def show_choices(images: Images, config: Config, choices: Sequence[Choice]) -> N
     left_out = f", {images.bad.num_rows:,} unusable left out" if images.bad.num_rows else ""
     say(f"{len(images):,} {'images' if images.second is None else 'pairs of images'}{left_out}")
     for choice in choices:
-        value = "-".join(map(str, choice.value)) if choice.word == "projector" else choice.value
-        say(f"{choice.word:<12} {value}: {choice.reason}")
+        say_choice(choice.word, choice.value, choice.reason)
     dim = config.projector[-1] if isinstance(config.projector, tuple) else 0
     least = floor(config.batch_size or 0, int(dim), config.lambda_ or 0)
-    say(f"{'floor':<12} {least:.2f}: the least this loss can be here")
+    say_choice("floor", round(least, 2), "the least that the loss can be with this batch, width and λ")
 
 
 def show_plan(config: Config, fabric: Fabric, images: Any, views: Sequence[ViewLike] | None) -> Path:
@@ -291,7 +301,7 @@ def show_plan(config: Config, fabric: Fabric, images: Any, views: Sequence[ViewL
     steps = begun.config.steps or 0
     total = duration(whole(steps, seconds, looking))
     memory = readable(peak_memory(fabric.device.type))
-    say(f"{'plan':<12} {steps:,} steps of {seconds * 1e3:.0f} ms, about {total}; peak memory {memory}")
+    say_choice("plan", f"{steps:,} steps", f"{seconds * 1e3:.0f} ms each, about {total} in all; peak memory {memory}")
     return Path(resolved.out or ".")
 
 

@@ -38,6 +38,11 @@ SKIPPED = 50  # steps in a row that float16 may skip: each halves the scale of t
 RECENT = 50  # steps that the rate shown is the mean of
 
 
+def looks_every(steps: int) -> int:
+    """Steps between two looks at the held-out images, unless health_every says otherwise: about 20 looks a run."""
+    return int(np.clip(steps // 20, 20, 500))
+
+
 @final
 class Session:
     """The state of the loop beside the network. ``run`` and ``saver`` are None on all processes but the first.
@@ -56,7 +61,7 @@ class Session:
         self.watch = Watch()
         self.quarantine: Quarantine | None = None
         self.log_every = max(1, steps // LINES)
-        self.health_every = parts.config.health_every or int(np.clip(steps // 20, 20, 500))
+        self.health_every = parts.config.health_every or looks_every(steps)
         self.started = self.saved = self._last = time.monotonic()
         self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT)
 

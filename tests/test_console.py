@@ -1,0 +1,67 @@
+"""What people see while a run goes on: the figures that were promised, in lines that fit, said once."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+import barlow.console
+from barlow.console import Display, lines, spelled
+
+STATE = {
+    "step": 19_346, "steps": 103_375, "epoch": 182.04, "loss": 1149.321, "floor": 1122.1, "invariance": 16.062,
+    "redundancy": 213_326.6, "lambda": 0.0051, "twins_found": 0.27, "verdict": "dimensional collapse",
+    "images_per_s": 12_085.2, "data_wait": 0.0451, "seconds_left": 73_516.0,
+}  # fmt: skip
+
+
+def test_everything_promised_is_there() -> None:
+    text = "\n".join(lines(STATE))
+    for part in ("step 19,346 of 103,375", "epoch 182.0", "20 h 25 min left", "loss 1149.3 (floor 1122.1)",
+                 "invariance 16.06", "redundancy 1088.0 (λ × 213,327)", "twins found 27%", "dimensional collapse",
+                 "12,085 images/s", "waiting for data 4.5%"):  # fmt: skip
+        assert part in text
+
+
+def test_lines_fit_a_terminal() -> None:
+    assert len(lines(STATE)) == 3
+    assert max(map(len, lines(STATE))) <= 80
+
+
+def test_what_is_not_known_yet_is_left_out() -> None:
+    early = {key: value for key, value in STATE.items() if key not in ("twins_found", "verdict", "images_per_s")}
+    assert lines(early)[2] == ""
+    assert "left" not in lines(early)[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(True, "true"), (0.002121320343559643, "0.002121"), ((512, 512, 256), "512-512-256"), ((0.28, 0.3), "0.28 0.3"),
+     ({"layers": [1, 1]}, '{"layers": [1, 1]}'), (20_000, "20000"), ("adamw", "adamw"), ((0.28,), "0.28")],
+)  # fmt: skip
+def test_settings_are_spelled_as_they_are_typed(value: object, text: str) -> None:
+    assert spelled(value) == text
+
+
+def test_a_pipe_gets_a_line_now_and_then_and_the_last_one_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    out, clock = io.StringIO(), [0.0]
+    monkeypatch.setattr(sys, "stderr", out)
+    monkeypatch.setattr(barlow.console.time, "monotonic", lambda: clock[0])
+    with Display() as display:
+        for step in range(1, 26):
+            clock[0] += 1.0
+            display.update(**STATE | {"step": step})
+    assert [line.split(" of ")[0] for line in out.getvalue().splitlines()] == ["step 10", "step 20", "step 25"]
+    out.truncate(0)
+    with Display() as display:
+        clock[0] += 100.0
+        display.update(**STATE)
+    assert out.getvalue().count("step 19,346") == 1
+
+
+def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    with Display(quiet=True) as display:
+        display.update(**STATE)
+    assert capsys.readouterr().err == ""
