@@ -164,7 +164,7 @@ def test_dry_run_writes_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     images, run = folder(tmp_path / "images"), tmp_path / "run"
     code, _, err = call(capsys, "pretrain", images, "--out", run, "--dry-run", *RUN)
     assert code == 0, err
-    assert "2 steps of" in err
+    assert "plan              2 steps: " in err
     assert "peak memory" in err
     assert not run.exists()
 

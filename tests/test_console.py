@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 
 import pytest
+from rich.console import Console
 
 import barlow.console
 from barlow.console import Display, lines, spelled
@@ -59,6 +61,17 @@ def test_a_pipe_gets_a_line_now_and_then_and_the_last_one_once(monkeypatch: pyte
         clock[0] += 100.0
         display.update(**STATE)
     assert out.getvalue().count("step 19,346") == 1
+
+
+def test_a_terminal_gets_four_lines_redrawn_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr(barlow.console, "on_terminal", lambda: True)
+    plain = Console(file=out, force_terminal=True, width=80, color_system=None)
+    monkeypatch.setattr(barlow.console, "Console", lambda stderr: plain)
+    with Display() as display:
+        display.update(**STATE)
+    shown = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", out.getvalue()).splitlines()
+    assert [line.rstrip() for line in shown[-4:]] == ["━" * 60, *lines(STATE)]
 
 
 def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:

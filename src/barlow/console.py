@@ -14,7 +14,6 @@ from typing import Any, final
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from barlow.progress import PLAIN_EVERY, duration, on_terminal
@@ -108,7 +107,8 @@ class Display:
     def _draw(self, now: float) -> None:
         self._shown, self._stale = now, False
         if self._live:
-            bar = ProgressBar(total=self._state["steps"], completed=self._state["step"], width=BAR)
+            filled = BAR * self._state["step"] // self._state["steps"]
+            bar = Text.assemble(("━" * filled, "green"), ("━" * (BAR - filled), "bright_black"))
             where, *rest = lines(self._state)
             self._live.update(Group(bar, Text(where, style="bold"), *(Text(line) for line in rest)))
         else:

@@ -203,10 +203,9 @@ def fix_length(begun: Begun, fabric: Fabric, views: Sequence[ViewLike] | None, s
         chosen.append(steps_of_epochs(config, len(begun.images)))
     config = config.replace(**{choice.word: choice.value for choice in chosen})
     if config.health_every is None:
-        chosen.append(
-            Choice("health_every", looks_every(config.steps or 1), "steps between two looks at the held-out images")
-        )
-        config = config.replace(health_every=chosen[-1].value)
+        every = looks_every(config.steps or 1)
+        chosen.append(Choice("health_every", every, "steps between two looks at the held-out images"))
+        config = config.replace(health_every=every)
     if not quiet:
         for choice in chosen:
             say_choice(choice.word, choice.value, choice.reason)
