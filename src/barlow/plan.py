@@ -153,7 +153,8 @@ def _out(config: Config, found: Findings) -> tuple[str, str]:
 def _image_size(config: Config, found: Findings) -> tuple[int, str]:
     side = found.side
     if side <= 40:
-        return 2 * side, f"images of {side} px, drawn twice as large: the usual networks halve the size twice at once"
+        larger = 8 * round((1.5 if found.device == "cpu" else 2.0) * side / 8)
+        return larger, f"images of {side} px, drawn larger: the usual networks halve the size twice at once"
     fit = max(size for size in (64, 96, 128, 160, 224) if size <= max(side, 64))
     if found.device == "cpu" and fit > 64:
         return 64, f"images of {side} px; 64 px crops are what a processor without GPU trains in reasonable time"
@@ -175,7 +176,7 @@ def _encoder_args(config: Config, found: Findings) -> tuple[dict[str, Any], str]
 
 def _batch_size(config: Config, found: Findings) -> tuple[int, str]:
     left = found.images - (config.held_out or 0)
-    batch = usual = 128 if found.device == "cpu" else 256
+    batch = usual = 256
     while batch > max(left // 4, 2):
         batch //= 2
     if batch < usual:
@@ -185,24 +186,25 @@ def _batch_size(config: Config, found: Findings) -> tuple[int, str]:
 
 def _projector(config: Config, found: Findings) -> tuple[tuple[int, ...], str]:
     if found.device == "cpu":
-        return (512, 512, 256), "narrow: in a short time a wide embedding is not decorrelated"
+        return (256, 256, 256), "narrow: in a short time a wide embedding is not decorrelated"
     return (2048,) * 3, f"batches of {config.batch_size}: a wider embedding raises the loss's floor, not the quality"
 
 
 def _lambda(config: Config, found: Findings) -> tuple[float, str]:
     assert isinstance(config.projector, tuple)
     dim = config.projector[-1]
-    return max(default_lambda(dim), 2.56 / dim), f"by the width of the embedding, {dim}: the narrower, the larger"
+    return max(default_lambda(dim), 8 / dim), f"by the width of the embedding, {dim}: the narrower, the larger"
 
 
 def _optimizer(config: Config, found: Findings) -> tuple[str, str]:
     assert config.batch_size is not None
     if config.batch_size >= 1024 and "vit" not in str(config.encoder) and "mixer" not in str(config.encoder):
         return "lars", "a large batch and a convolutional network, as in the paper"
-    return (
-        "adamw",
-        "better than LARS at this batch size" if config.batch_size < 1024 else "LARS collapses on transformers",
-    )
+    if "vit" in str(config.encoder) or "mixer" in str(config.encoder):
+        return "adamw", "LARS collapses on transformers"
+    if found.device == "cpu":
+        return "muon", "learns all directions of the embedding at once: the most of those tried in a short time"
+    return "adamw", "better than LARS at this batch size"
 
 
 # Base rates by batch size, as the authors gave them for LARS (times batch / 256).
@@ -214,6 +216,8 @@ def _lr(config: Config, found: Findings) -> tuple[float, str]:
     if config.optimizer == "lars":
         base = LARS_BASE[max([b for b in LARS_BASE if b <= config.batch_size], default=128)]
         return base * config.batch_size / 256, f"the authors' {base} × batch / 256"
+    if config.optimizer == "muon":
+        return 5e-3, "Muon: 0.003 to 0.01 did equally well"
     if "vit" in str(config.encoder):
         return 5e-4, "AdamW on a vision transformer"
     return 3e-3 * (config.batch_size / 256) ** 0.5, "AdamW: 0.003 at batch 256, by the root of the batch"
@@ -227,7 +231,7 @@ def _lr_bias(config: Config, found: Findings) -> tuple[float | None, str]:
 
 
 def _weight_decay(config: Config, found: Findings) -> tuple[float, str]:
-    return (1.5e-6, "the paper's") if config.optimizer == "lars" else (0.05, "usual for AdamW")
+    return (1.5e-6, "the paper's") if config.optimizer == "lars" else (0.05, "usual for AdamW and Muon")
 
 
 def _epochs(config: Config, found: Findings) -> tuple[float | None, str]:
