@@ -190,7 +190,7 @@ def test_a_full_disk_delays_lines_and_loses_none(
     for step in (1, 2, 3):
         run.log("train", step, loss=0.5)
     assert read_metrics(tmp_path / "metrics.jsonl") == []
-    assert capsys.readouterr().err.count("waits for room on the disk") == 1
+    assert capsys.readouterr().err.count("waits for the disk") == 1
     with pytest.raises(OSError, match="No space left"):
         run.sync()
     Disk.room = 10**6

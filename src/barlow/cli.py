@@ -254,9 +254,11 @@ def completion(shell: Literal["bash", "zsh", "fish"], /) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line and exits: 0, or the code of what went wrong, said in one sentence without a traceback."""
-    # Threads of torch that wait for each other by spinning are thirty times slower as soon as another program wants the
-    # same cores (docs/log.md); this is read once, when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads of torch that wait for each other by spinning without end are up to thirty times slower as soon as another
+    # program wants the same cores; those that sleep at once lose a quarter on quiet ones. A millisecond of spinning
+    # costs nothing in either case (docs/log.md, "Threads that spin"). This is read once, when torch is imported.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:
         app(arguments, exit_on_error=False, print_error=False)
     except CycloptsError as error:

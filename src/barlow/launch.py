@@ -26,7 +26,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from barlow.config import Config
 from barlow.console import say
 from barlow.errors import UserError
-from barlow.plan import machine
+from barlow.machine import machine
 from barlow.signals import parse_duration
 
 TIMEOUT = 900.0  # seconds that one process waits for another, unless the settings say otherwise

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from barlow.config import Config, word
 from barlow.errors import UserError
@@ -20,8 +16,6 @@ from barlow.views import suggest
 
 # The narrow network for small images without a GPU; chosen by measurement (docs/log.md, "Encoder for small images").
 NARROW = ("resnetv2_18", {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256], "stem_chs": 16})
-
-PAYS = 1.1  # times as fast as float32, for bfloat16 to be worth its rounding
 
 
 @dataclass(frozen=True)
@@ -57,46 +51,6 @@ class Choice:
     word: str
     value: Any
     reason: str
-
-
-def machine() -> tuple[str, int, int, bool]:
-    """(device, number of devices, cores, whether bfloat16 pays) of this machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if torch.cuda.is_available():
-        return "cuda", torch.cuda.device_count(), cores, torch.cuda.get_device_capability()[0] >= 8
-    if torch.backends.mps.is_available():
-        return "mps", 1, cores, False
-    return "cpu", 1, cores, _bfloat16_pays()
-
-
-@lru_cache(maxsize=1)
-def _bfloat16_pays() -> bool:
-    """Whether bfloat16 is faster on this processor, told from a convolution: some have it and lose by it.
-
-    Measured in the time of this thread alone, so that other work on the machine does not decide.
-    """
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    flags = next((line.split() for line in lines if line.startswith("flags")), [])
-    if not {"avx512_bf16", "amx_bf16"} & set(flags):
-        return False  # torch would convert back and forth
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return _convolution_seconds(torch.float32) > PAYS * _convolution_seconds(torch.bfloat16)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _convolution_seconds(dtype: torch.dtype) -> float:
-    image, kernel = torch.ones(16, 64, 14, 14, dtype=dtype), torch.ones(64, 64, 3, 3, dtype=dtype)
-    image, kernel = (t.to(memory_format=torch.channels_last).requires_grad_() for t in (image, kernel))
-    times = []
-    for _ in range(4):
-        begun = time.thread_time()
-        torch.autograd.grad(torch.nn.functional.conv2d(image, kernel, padding=1).sum(), (image, kernel))
-        times.append(time.thread_time() - begun)
-    return min(times)
 
 
 def resolve(config: Config, found: Findings) -> tuple[Config, list[Choice]]:

@@ -22,9 +22,10 @@ from barlow.draws import IntArray
 from barlow.errors import UserError
 from barlow.held_out import HeldOut
 from barlow.images import Images
+from barlow.machine import machine
 from barlow.network import Twins, build_encoder, build_twins, model_arguments
 from barlow.optimise import build_optimizer
-from barlow.plan import Choice, Findings, machine
+from barlow.plan import Choice, Findings
 from barlow.sources import shown
 from barlow.views import PRESETS, View
 

@@ -13,8 +13,8 @@ from barlow.config import Config
 from barlow.console import WORD, spelled
 from barlow.errors import UserError
 from barlow.prepare import views_of
-from barlow.run import survey
 from barlow.sheet import contact_sheet
+from barlow.survey import survey
 
 
 def show_views(config: Config, output: Path, count: int) -> Path:

@@ -25,9 +25,8 @@ from barlow.errors import Stopped, UserError
 from barlow.images import Images, open_images, write_index
 from barlow.launch import launch
 from barlow.length import TRIAL_SECONDS, steps_of_epochs, steps_of_minutes, trial, whole
-from barlow.objective import floor
-from barlow.plan import RULES, Choice, Findings, resolve
-from barlow.prepare import Ready, build_encoders, choose_cache, look, ready, views_of
+from barlow.plan import RULES, Choice, Findings
+from barlow.prepare import Ready, ready
 from barlow.progress import duration
 from barlow.quarantine import Quarantine
 from barlow.replay import read_bundle
@@ -40,6 +39,7 @@ from barlow.runlog import Run, open_run
 from barlow.saver import Saver
 from barlow.session import Session, looks_every
 from barlow.signals import Deadline, StopRequest, kill_workers, parse_duration
+from barlow.survey import show_choices, survey
 from barlow.train import train
 
 KEPT = 2  # checkpoints
@@ -178,22 +178,6 @@ def start(config: Config, images: Any, out: Path, quiet: bool, stack: ExitStack)
     return run
 
 
-def survey(config: Config, images: Any) -> tuple[Images, Config, list[Choice]]:
-    """(images, resolved settings, automatic choices with their reasons)."""
-    if images is None and config.images is None:
-        raise UserError("No images are named: barlow pretrain IMAGES, with a folder, an array file or sample.")
-    if sum(value is not None for value in (config.epochs, config.steps, config.minutes)) > 1:
-        raise UserError("Give one of --epochs, --steps and --minutes, not several.")
-    source: Any = images if images is not None else config.images
-    opened = open_images(source, channels=config.channels, channels_b=config.channels_b)
-    resolved, choices = resolve(config, look(opened))
-    resolved, more = choose_cache(resolved, opened, asked=bool(config.cache or config.cache_form))
-    choices = [choice for choice in choices if choice.word not in {other.word for other in more}] + more
-    views_of(resolved)  # what cannot be built is refused before anything is printed or written
-    build_encoders(resolved)
-    return opened, resolved, choices
-
-
 def fix_length(begun: Begun, fabric: Fabric, views: Sequence[ViewLike] | None, started: float, quiet: bool) -> Begun:
     """Turns epochs or minutes into a number of steps, once, and records it: a resume then needs no clock."""
     config, chosen = begun.config, list[Choice]()
@@ -277,17 +261,6 @@ def write_results(session: Session, folder: Path, quiet: bool) -> None:
                       f"Make room, then: barlow pretrain --resume {folder}") from None  # fmt: skip
     if not quiet:
         say(f"{'encoder':<{WORD}} {folder / 'encoder'}\n{'report':<{WORD}} {report}")
-
-
-def show_choices(images: Images, config: Config, choices: Sequence[Choice]) -> None:
-    """Prints what was found, then every automatic choice with its reason."""
-    left_out = f", {images.bad.num_rows:,} unusable left out" if images.bad.num_rows else ""
-    say(f"{len(images):,} {'images' if images.second is None else 'pairs of images'}{left_out}")
-    for choice in choices:
-        say_choice(choice.word, choice.value, choice.reason)
-    dim = config.projector[-1] if isinstance(config.projector, tuple) else 0
-    least = floor(config.batch_size or 0, int(dim), config.lambda_ or 0)
-    say_choice("floor", round(least, 2), "the least that the loss can be with this batch, width and λ")
 
 
 def show_plan(config: Config, fabric: Fabric, images: Any, views: Sequence[ViewLike] | None) -> Path:

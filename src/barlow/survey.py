@@ -1,0 +1,41 @@
+"""Before a run: the images opened and looked at, what is not given chosen, and all of it said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from barlow.config import Config
+from barlow.console import say, say_choice
+from barlow.errors import UserError
+from barlow.images import Images, open_images
+from barlow.objective import floor
+from barlow.plan import Choice, resolve
+from barlow.prepare import build_encoders, choose_cache, look, views_of
+
+
+def survey(config: Config, images: Any) -> tuple[Images, Config, list[Choice]]:
+    """(images, resolved settings, automatic choices with their reasons)."""
+    if images is None and config.images is None:
+        raise UserError("No images are named: barlow pretrain IMAGES, with a folder, an array file or sample.")
+    if sum(value is not None for value in (config.epochs, config.steps, config.minutes)) > 1:
+        raise UserError("Give one of --epochs, --steps and --minutes, not several.")
+    source: Any = images if images is not None else config.images
+    opened = open_images(source, channels=config.channels, channels_b=config.channels_b)
+    resolved, choices = resolve(config, look(opened))
+    resolved, more = choose_cache(resolved, opened, asked=bool(config.cache or config.cache_form))
+    choices = [choice for choice in choices if choice.word not in {other.word for other in more}] + more
+    views_of(resolved)  # what cannot be built is refused before anything is printed or written
+    build_encoders(resolved)
+    return opened, resolved, choices
+
+
+def show_choices(images: Images, config: Config, choices: Sequence[Choice]) -> None:
+    """Prints what was found, then every automatic choice with its reason."""
+    left_out = f", {images.bad.num_rows:,} unusable left out" if images.bad.num_rows else ""
+    say(f"{len(images):,} {'images' if images.second is None else 'pairs of images'}{left_out}")
+    for choice in choices:
+        say_choice(choice.word, choice.value, choice.reason)
+    dim = config.projector[-1] if isinstance(config.projector, tuple) else 0
+    least = floor(config.batch_size or 0, int(dim), config.lambda_ or 0)
+    say_choice("floor", round(least, 2), "the least that the loss can be with this batch, width and λ")
