@@ -140,7 +140,7 @@ FAULTS = (
     Fault("one picture 2,000 times", {"complete collapse", "not learning yet"}, images=one_picture),
     Fault("all that views share is a frame", {"shortcut", "dimensional collapse"}, images=stamped),
     Fault("distance of views only, not standardised", COLLAPSES | {"not learning yet"}, patch=objective(distance)),
-    # Raw products still ask the dimensions to differ: it learns, as labels say too (docs/log.md).
+    # Raw products still ask the dimensions to differ; whether it learns as much has not been measured with labels.
     Fault("no standardisation", {"healthy"}, patch=objective(unstandardised)),
     Fault("no standardisation, no BatchNorm in the projector", COLLAPSES | {"not learning yet"}, patch=bare),
 )

@@ -37,13 +37,15 @@ def test_what_is_given_stays() -> None:
 
 def test_size_and_network_follow_images_and_machine() -> None:
     small, photos, gpu = (resolve(Config("a"), found)[0] for found in (SMALL, PHOTOS, GPU))
-    assert (small.image_size, photos.image_size, gpu.image_size) == (56, 64, 224)
+    assert (small.image_size, photos.image_size, gpu.image_size) == (40, 64, 224)
     assert (gpu.encoder, gpu.devices, gpu.workers) == ("resnet50", 4, 8)
     assert (small.views, photos.views, gpu.views) == ("grayscale", "natural", "natural")
     assert (small.workers, photos.workers) == (0, 1)
 
 
 def test_optimiser_follows_batch_and_architecture() -> None:
+    small, _ = resolve(Config("a"), SMALL)
+    assert (small.optimizer, small.lr, small.weight_decay) == ("muon", 5e-3, 0.05)
     assert resolve(Config("a"), GPU)[0].optimizer == "adamw"
     large, _ = resolve(Config("a", batch_size=2048), GPU)
     assert (large.optimizer, large.lr, large.weight_decay, large.warmup) == ("lars", pytest.approx(1.6), 1.5e-6, 0.01)
@@ -52,7 +54,7 @@ def test_optimiser_follows_batch_and_architecture() -> None:
     assert (vit.optimizer, vit.lr) == ("adamw", 5e-4)
 
 
-@pytest.mark.parametrize(("images", "batch"), [(2, 2), (10, 2), (60, 8), (300, 64), (1200, 128), (10**6, 128)])
+@pytest.mark.parametrize(("images", "batch"), [(2, 2), (10, 2), (60, 8), (300, 64), (1200, 256), (10**6, 256)])
 def test_batch_fits_the_images(images: int, batch: int) -> None:
     found = dataclasses.replace(SMALL, images=images)
     if images == 2:

@@ -35,7 +35,7 @@ def curate(run: str | Path, images: Any, output: Path, *, picks: int = 100, seed
     if picks < 0:
         raise UserError(f"--picks {picks} is below 0.")
     encoder = load_encoder(run)
-    source = open_images(images, channels=encoder.channels)
+    source = open_images(images, channels=encoder.channels, value_range=encoder.value_range)
     parts = list(embed_images(encoder, source))
     keys = [key for part, _ in parts for key in part]
     if len(keys) < 2:

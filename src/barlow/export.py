@@ -139,7 +139,7 @@ def _check(to: Tool, output: Path, with_preprocessing: bool, push: str | None) -
 def _test_images(run: Path, encoder: Encoder, images: Any) -> list[Bytes]:
     """Up to ``TESTED`` images as bytes (h, w, c): some of ``images``, or the held-out ones that the run has kept."""
     if images is not None:
-        source = open_images(images, channels=encoder.channels)
+        source = open_images(images, channels=encoder.channels, value_range=encoder.value_range)
         if source.dtype != "uint8":
             raise UserError(f"The images {images} are {source.dtype}; an export is compared on 8-bit images.")
         chosen = np.unique(np.linspace(0, len(source) - 1, TESTED).astype(np.int64))
