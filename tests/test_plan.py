@@ -43,6 +43,14 @@ def test_size_and_network_follow_images_and_machine() -> None:
     assert (small.workers, photos.workers) == (0, 1)
 
 
+def test_bfloat16_where_it_pays_and_where_maps_are_larger_than_a_pixel() -> None:
+    slow = dataclasses.replace(SMALL, bfloat16=False)
+    assert resolve(Config("a"), SMALL)[0].precision == "bfloat16"
+    assert resolve(Config("a"), slow)[0].precision == "float32"
+    assert resolve(Config("a", image_size=32), SMALL)[0].precision == "float32"
+    assert resolve(Config("a", image_size=32), GPU)[0].precision == "bfloat16"
+
+
 def test_optimiser_follows_batch_and_architecture() -> None:
     small, _ = resolve(Config("a"), SMALL)
     assert (small.optimizer, small.lr, small.weight_decay) == ("muon", 5e-3, 0.05)

@@ -16,6 +16,7 @@ from barlow.views import suggest
 
 # The narrow network for small images without a GPU; chosen by measurement (docs/log.md, "Encoder for small images").
 NARROW = ("resnetv2_18", {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256], "stem_chs": 16})
+ONE_PIXEL = 32  # pixels: up to this side the last maps of the usual networks are a single pixel
 
 
 @dataclass(frozen=True)
@@ -200,6 +201,9 @@ def _epochs(config: Config, found: Findings) -> tuple[float | None, str]:
 
 
 def _precision(config: Config, found: Findings) -> tuple[str, str]:
+    assert config.image_size
+    if found.device == "cpu" and config.image_size <= ONE_PIXEL:
+        return "float32", "in maps of one pixel, processors' bfloat16 has given wrong gradients (docs/log.md)"
     if found.bfloat16:
         return "bfloat16", "this hardware multiplies bfloat16 natively and faster; the objective stays float32"
     return "float32", "bfloat16 is not faster here"
