@@ -32,7 +32,7 @@ from barlow.watch import Watch
 
 SAVE_SECONDS = 600.0  # between checkpoints, unless checkpoint_every says otherwise
 SAVE_SHARE = 0.02  # of the time at most goes into saving at the ends of epochs, which may be short
-MEASURE = "rank_me"  # of the encoder's output (Garrido et al. 2023): by it the best checkpoint is known without labels
+MEASURE = "twins_found"  # by it the best checkpoint is known without labels: it ranked runs best (docs/log.md)
 LINES = 2000  # of kind "train" in metrics.jsonl at most
 SKIPPED = 50  # steps in a row that float16 may skip: each halves the scale of the loss, from 65,536
 RECENT = 50  # steps that the rate shown is the mean of
@@ -167,7 +167,8 @@ class Session:
                 next(line for line in lines if line["of"] == of)["lidar"] = value
         for line in lines:
             self.log("health", **{k: v for k, v in line.items() if k not in ("kind", "step")})
-        self.measure = float(lines[0].get(MEASURE, 0.0))
+        found = next(line[MEASURE] for line in lines if MEASURE in line)
+        self.measure = float(found)
         for alarm in self.watch.see(lines):
             say(f"warning: step {self.step:,}: {alarm}")
             self.log("event", message=alarm)
@@ -177,7 +178,6 @@ class Session:
             self.run.snapshot(f"step-{self.step:07d}", **arrays)
         except OSError as error:
             self.warn(error)
-        found = next(line["twins_found"] for line in lines if "twins_found" in line)
         worst = next((line for line in lines if is_alarm(line["verdict"])), lines[-1])
         return {"twins_found": found, "verdict": worst["verdict"]}
 
