@@ -50,12 +50,14 @@ def _direct(x: Tensor) -> Tensor:
 def _by_gram(x: Tensor) -> Tensor:
     """The same polynomial of XXᵀ, on the small side, and applied once: all its factors are symmetric and commute."""
     gram = x @ x.T
-    factor = torch.eye(len(x), dtype=x.dtype, device=x.device)
-    for a, b, c in STEPS:
+    factor = None
+    for k, (a, b, c) in enumerate(STEPS):
         polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
         polynomial.diagonal().add_(a)
-        factor = polynomial @ factor
-        gram = gram @ (polynomial @ polynomial)
+        factor = polynomial if factor is None else polynomial @ factor
+        if k + 1 < len(STEPS):
+            gram = gram @ (polynomial @ polynomial)
+    assert factor is not None
     return factor @ x
 
 
