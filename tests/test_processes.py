@@ -31,7 +31,7 @@ def settings(folder: Path, **changes: Any) -> Config:
     fields = dict(  # noqa: C408 - reads like the Config it becomes
         images=str(folder / "images.npy"), out=str(folder / "run"), encoder="resnetv2_18", encoder_args=TINY_ARGS,
         image_size=32, projector=(32, 32), lambda_=0.02, batch_size=32, steps=8, held_out=16, precision="float32",
-        lr=2e-4, workers=0, seed=1, timeout="60s", checkpoint_every=1000,
+        optimizer="adamw", lr=2e-4, workers=0, seed=1, timeout="60s", checkpoint_every=1000,
     )  # fmt: skip
     return Config(**{**fields, **changes})
 

@@ -110,7 +110,7 @@ def test_64_images_are_overfitted(tmp_path: Path) -> None:
     config = Config(out=str(tmp_path / "run"), views=views, encoder="resnetv2_18", image_size=32, lambda_=0.02,
                     encoder_args={"layers": [1, 1, 1, 1], "channels": [16, 16, 32, 32], "stem_chs": 8},
                     projector=(64, 32), batch_size=64, steps=60, held_out=2, precision="float32",
-                    devices=1, lr=3e-3)  # fmt: skip
+                    devices=1, optimizer="adamw", lr=3e-3)  # fmt: skip
     run = pretrain(config, images=blobs(66), quiet=True)
     trained = lines(run, "train")
     assert trained[-1]["loss"] < 0.15 * trained[0]["loss"]
