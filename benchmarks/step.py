@@ -24,8 +24,9 @@ import barlow
 from barlow.config import Config
 from barlow.environment import cpu_model
 from barlow.images import open_images
+from barlow.launch import launch
 from barlow.plan import resolve
-from barlow.prepare import Ready, launch, look, ready
+from barlow.prepare import Ready, look, ready
 from barlow.train import one_step
 
 AIM = 1.10  # times the bare network: the rest of a step must be nearly free
