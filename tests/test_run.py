@@ -14,6 +14,8 @@ from conftest import blobs
 from PIL import Image
 from safetensors.torch import load_file
 
+import barlow.launch
+import barlow.prepare
 import barlow.run
 import barlow.train
 from barlow import Config, load_encoder, pretrain
@@ -97,6 +99,19 @@ def test_other_settings_in_the_same_folder_are_refused(tiny: Make) -> None:
     pretrain(tiny(), quiet=True)
     with pytest.raises(UserError, match=r"other settings \(lambda: 0.02 → 0.5; lr: .* → 0.1\)"):
         pretrain(tiny(lambda_=0.5, lr=0.1), quiet=True)
+
+
+def test_a_run_computes_in_the_precision_that_it_records(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choice is made when the images are known, after the processes are launched. Kills: a launch that chooses."""
+    for room in (barlow.launch, barlow.prepare):
+        monkeypatch.setattr(room, "machine", lambda: ("cpu", 1, 2, True))  # bfloat16 would pay
+    images = tiny().images or ""
+    for size, precision in ((32, "float32"), (48, "bfloat16")):
+        out = Path(images).with_name(str(size))
+        chosen = pretrain(tiny(out=f"{out}-chosen", image_size=size, precision=None, steps=2), quiet=True)
+        given = pretrain(tiny(out=f"{out}-given", image_size=size, precision=precision, steps=2), quiet=True)
+        assert read_toml(chosen / "config.toml").precision == precision
+        assert lines(chosen, "train") == lines(given, "train")
 
 
 def test_resume_without_a_run(tiny: Make) -> None:

@@ -35,9 +35,8 @@ GRACE = 10.0  # seconds that the processes which this one started have to end by
 
 def launch(config: Config, stack: ExitStack) -> Fabric:
     """Fabric on the devices of this run. What is started here ends with ``stack``. Raises UserError."""
-    device, count, _, native = machine()
-    precision = config.precision or ("bfloat16" if native else "float32")
-    if precision == "float16" and device != "cuda":
+    device, count, _, _ = machine()
+    if config.precision == "float16" and device != "cuda":
         raise UserError("precision float16 needs a GPU; give --precision bfloat16 or float32.")
     environment, local, nodes = surroundings(os.environ, config.devices or count)
     if device == "cuda" and local > count:
@@ -53,7 +52,7 @@ def launch(config: Config, stack: ExitStack) -> Fabric:
         devices=local,
         num_nodes=nodes,
         strategy=DDPStrategy(timeout=timedelta(seconds=patience(config))) if many else "auto",
-        plugins=[plugin for plugin in (environment if many else None, precision_plugin(precision, device)) if plugin],
+        plugins=[environment] if many else [],
     )
     with watching(children):
         fabric.launch()
@@ -63,6 +62,11 @@ def launch(config: Config, stack: ExitStack) -> Fabric:
 def patience(config: Config) -> float:
     """Seconds that one process of the run waits for another before it takes it for dead."""
     return parse_duration(config.timeout) if config.timeout else TIMEOUT
+
+
+def compute_in(fabric: Fabric, precision: str) -> None:
+    """The precision of a launched ``fabric``: it is known only when the images are, or the run that is continued."""
+    fabric.strategy.precision = fabric._precision = precision_plugin(precision, fabric.device.type)
 
 
 def precision_plugin(precision: str, device: str) -> Precision:

@@ -22,6 +22,7 @@ from barlow.draws import IntArray
 from barlow.errors import UserError
 from barlow.held_out import HeldOut
 from barlow.images import Images
+from barlow.launch import compute_in
 from barlow.machine import machine
 from barlow.network import Twins, build_encoder, build_twins, model_arguments
 from barlow.optimise import build_optimizer
@@ -143,7 +144,8 @@ def views_of(config: Config) -> tuple[View, ...]:
 
 def ready(config: Config, fabric: Fabric, images: Images, views: Sequence[ViewLike] | None = None) -> Ready:
     """Builds all parts for a resolved ``config``. The initial weights depend on the seed alone."""
-    assert config.seed is not None and config.image_size and config.batch_size and config.held_out
+    assert config.seed is not None and config.image_size and config.batch_size and config.held_out and config.precision
+    compute_in(fabric, config.precision)
     assert config.mean and config.std and config.encoder and isinstance(config.projector, tuple)
     train, kept = split(config.seed, len(images), config.held_out)
     source = Stream(prepared(config, images), train, views or views_of(config), seed=config.seed,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from barlow.config import WORDS, Config, differences, read_toml
+from barlow.config import WORDS, Config, differences
 from barlow.errors import UserError
 from barlow.images import Images
 from barlow.index import place
@@ -48,13 +48,6 @@ def continued(stored: Config, given: Config, out: Path, allow: Collection[str] =
         stored = stored.replace(epochs=None, steps=None, minutes=None)  # the three are one choice
     taken = {name: getattr(given, name) for name in (FREE - {"out"}) | accepted if getattr(given, name) is not None}
     return stored.replace(**taken)
-
-
-def with_its_precision(config: Config, out: Path) -> Config:
-    """A run that is continued computes as it began: the processes are launched before its settings are compared."""
-    if config.precision is not None or not (out / "config.toml").is_file():
-        return config
-    return config.replace(precision=read_toml(out / "config.toml").precision)
 
 
 def check_index(images: Images, source: str, allow: Collection[str]) -> list[str]:

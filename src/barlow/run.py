@@ -33,7 +33,7 @@ from barlow.replay import read_bundle
 from barlow.replay import replay as repeat
 from barlow.report import write_report
 from barlow.resources import check_disk, peak_memory, readable
-from barlow.resume import FREE, check_allowed, check_index, continued, with_its_precision
+from barlow.resume import FREE, check_allowed, check_index, continued
 from barlow.roll_call import roll_call
 from barlow.runlog import Run, open_run
 from barlow.saver import Saver
@@ -77,7 +77,7 @@ def pretrain(
     check_allowed(allow)
     with ExitStack() as stack:
         out = Path(config.out or RULES["out"](config, _NOTHING)[0])
-        fabric = launch(config if dry_run else with_its_precision(config, out), stack)
+        fabric = launch(config, stack)
         quiet = quiet or ranks.rank() > 0
         if dry_run:
             return show_plan(config, fabric, images, views)
