@@ -52,8 +52,6 @@ def messages(counts: list[int]) -> None:
     assert (ranks.rank(), ranks.world_size()) == (me, world)
     assert ranks.sum_(torch.tensor([me + 1.0])).item() == world * (world + 1) / 2
     assert ranks.integers([me, 10 * me]) == [[r, 10 * r] for r in range(world)]
-    assert ranks.any_rank(me == world - 1)
-    assert not ranks.any_rank(False)
     plan = {"steps": 12, "name": "é", "list": [1, None, 0.5]}
     assert ranks.broadcast(plan if me == 0 else None) == plan
     assert ranks.broadcast("" if me == 0 else "x") == ""
@@ -217,8 +215,6 @@ def test_the_same_as_one_process(world: int, tmp_path: Path) -> None:
 
 def test_without_a_group() -> None:
     assert (ranks.rank(), ranks.world_size()) == (0, 1)
-    assert ranks.any_rank(True)
-    assert not ranks.any_rank(False)
     assert ranks.broadcast({"a": 1}) == {"a": 1}
     ranks.barrier()
     x = torch.randn(3, 2)

@@ -13,8 +13,6 @@ from numpy.typing import ArrayLike, NDArray
 from barlow.errors import UserError
 from barlow.measures import Floats, Sample, entropy_rank
 
-TIGHT = 0.05  # share of the variance left inside the modes below which images of a mode are copies of each other
-
 
 def self_cluster(z: ArrayLike | Sample) -> float:
     """(d ‖Z̃Z̃ᵀ‖² − n(d + n − 1)) / ((d − 1)(n − 1) n), Z̃ the rows at unit length: 0 for rows spread evenly over the

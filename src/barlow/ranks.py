@@ -37,13 +37,6 @@ def sum_(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def from_first(tensor: Tensor) -> Tensor:
-    """Overwrites a tensor with that of rank 0, outside autograd, and returns it."""
-    if world_size() > 1:
-        dist.broadcast(tensor, src=0)
-    return tensor
-
-
 def summed(tensor: Tensor) -> Tensor:
     """The sum over all processes, inside autograd: the gradient is summed over all processes too."""
     return _Sum.apply(tensor) if world_size() > 1 else tensor
@@ -57,11 +50,6 @@ def integers(values: Sequence[int]) -> list[list[int]]:
     everyone = [torch.empty_like(mine) for _ in range(world_size())]
     dist.all_gather(everyone, mine)
     return [row.tolist() for row in everyone]
-
-
-def any_rank(flag: bool) -> bool:
-    """True on every process as soon as it is true on one: agreement to stop, to save, to give up."""
-    return any(row[0] for row in integers([int(flag)]))
 
 
 def barrier() -> None:
