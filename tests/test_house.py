@@ -65,7 +65,8 @@ def test_rooms_that_are_useful_alone(room: str) -> None:
 def test_public_names_are_sorted_and_real() -> None:
     assert barlow.__all__ == sorted(barlow.__all__)
     assert set(barlow.__all__) == {
-        "BarlowTwinsLoss", "Config", "barlow_twins_loss", "embed", "load_encoder", "pretrain",
+        "BarlowTwinsLoss", "Config", "Pairs", "Samples", "View", "barlow_twins_loss", "embed",
+        "load_encoder", "pretrain",
     }  # fmt: skip
     for name in barlow.__all__:
         assert callable(getattr(barlow, name)), name

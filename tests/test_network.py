@@ -24,7 +24,7 @@ def test_any_number_of_channels(channels: int) -> None:
 def test_fixed_size_architectures_are_built_for_the_size() -> None:
     arguments = {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
     vit = build_encoder("vit_tiny_patch16_224", arguments, channels=1, size=32, pretrained=False)
-    assert feature_count(vit, 1, 32) == 16
+    assert feature_count(vit, (1, 32, 32)) == 16
 
 
 def test_unknown_names_and_arguments_are_one_sentence() -> None:
@@ -37,7 +37,7 @@ def test_unknown_names_and_arguments_are_one_sentence() -> None:
 def test_feature_count_leaves_the_training_mode() -> None:
     network = encoder().train()
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    feature_count(network, 1, 32)
+    feature_count(network, (1, 32, 32))
     assert network.training
     assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
 
@@ -52,7 +52,7 @@ def test_projector_is_the_papers() -> None:
 
 
 def test_shared_twins_are_one_pass_over_both_views() -> None:
-    network = build_twins([encoder()], (8, 8), channels=1, size=32)
+    network = build_twins([encoder()], (8, 8), [(1, 32, 32)])
     a, b = torch.randn(2, 4, 1, 32, 32)
     both = network.projectors[0](network.encoders[0](torch.cat([a, b])))
     for z, expected in zip(network(a, b), both.chunk(2), strict=True):
@@ -60,7 +60,7 @@ def test_shared_twins_are_one_pass_over_both_views() -> None:
 
 
 def test_unshared_twins_see_their_own_view_only() -> None:
-    network = build_twins([encoder(), encoder()], (8, 8), channels=1, size=32).eval()
+    network = build_twins([encoder(), encoder()], (8, 8), [(1, 32, 32)] * 2).eval()
     a, b = torch.randn(2, 4, 1, 32, 32)
     z_a, z_b = network(a, b)
     torch.testing.assert_close(network(a, torch.zeros_like(b))[0], z_a)

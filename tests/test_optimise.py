@@ -41,7 +41,7 @@ def test_rate_rises_then_falls() -> None:
 def twins() -> nn.Module:
     encoder = build_encoder("resnet18", {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}, channels=1, size=32,
                             pretrained=False)  # fmt: skip
-    return build_twins([encoder], (16, 16, 16), channels=1, size=32)
+    return build_twins([encoder], (16, 16, 16), [(1, 32, 32)])
 
 
 def test_groups_partition_the_parameters() -> None:

@@ -16,13 +16,28 @@ if TYPE_CHECKING:
     from barlow.encoder import load_encoder
     from barlow.objective import BarlowTwinsLoss, barlow_twins_loss
     from barlow.run import pretrain
+    from barlow.samples import Pairs, Samples
+    from barlow.views import View
 
 __version__ = "0.1.0"
-__all__ = ["BarlowTwinsLoss", "Config", "barlow_twins_loss", "embed", "load_encoder", "pretrain"]
+__all__ = [
+    "BarlowTwinsLoss",
+    "Config",
+    "Pairs",
+    "Samples",
+    "View",
+    "barlow_twins_loss",
+    "embed",
+    "load_encoder",
+    "pretrain",
+]
 
 _ROOMS = {
     "BarlowTwinsLoss": "objective",
     "Config": "config",
+    "Pairs": "samples",
+    "Samples": "samples",
+    "View": "views",
     "barlow_twins_loss": "objective",
     "embed": "embedding",
     "load_encoder": "encoder",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import Any, final
 import numpy as np
 import pyarrow as pa
 
-from barlow.decode import array_header, tidy
+from barlow.decode import Header, array_header, tidy
 from barlow.errors import UserError
 from barlow.guard import BadImage
 from barlow.index import OK, WORDS
+from barlow.samples import Items
 
 Array = np.ndarray[Any, np.dtype[Any]]
+SEEN = 64  # items of a Dataset by which all are known
 IN_MEMORY = 2 << 30  # bytes; a larger .npy stays on disk and is read image by image
 
 
@@ -27,7 +30,7 @@ class Held:
     file that ``array`` is mapped from, so that another process maps it again instead of receiving a copy."""
 
     array: Array | None
-    parts: tuple[Array, ...] = ()
+    parts: Sequence[Array] = ()
     labels: Array | None = None
     file: str = ""
 
@@ -52,6 +55,8 @@ def from_memory(source: Array | Sequence[Array]) -> Held:
     """An array (n, h, w) or (n, h, w, c), or a sequence of (h, w) or (h, w, c) arrays. Raises UserError."""
     if isinstance(source, np.ndarray):
         return Held(_with_channels(source, "the array"))
+    if isinstance(source, Items):
+        return Held(None, source)
     for k, part in enumerate(source):
         array = isinstance(part, np.ndarray) and part.dtype.kind in "buif"
         if not array or part.ndim not in (2, 3) or not part.size:
@@ -106,7 +111,8 @@ def _image_array(names: list[str], path: Path) -> str:
 
 def _with_channels(array: Array, name: str) -> Array:
     if array.dtype.kind not in "buif" or array.ndim not in (3, 4):
-        raise UserError(f"{name} has shape {array.shape} and type {array.dtype}, not (images, rows, columns, channels)")
+        raise UserError(f"{name} has shape {array.shape} and type {array.dtype}, not (images, rows, columns, channels)"
+                        "; numbers that are no images are given from Python, as Samples(…)")  # fmt: skip
     if not array.size:
         raise UserError(f"{name} has shape {array.shape}: it holds no images")
     array = array[..., None] if array.ndim == 3 else array
@@ -127,13 +133,33 @@ def all_at_once(held: Held) -> Array | None:
         raise UserError(f"the array {bad.reason}") from None
 
 
+def _usual_header(items: Items) -> Header:
+    """What most of ``SEEN`` items of a Dataset are, and all are taken to be. (One of another size is met when it is
+    read: its boxes are drawn anew for its own size.)"""
+    seen, first = Counter[Header](), ""
+    for i in range(0, len(items), max(1, len(items) // SEEN)):
+        try:
+            image = items[i]
+            seen[array_header(image.shape, image.dtype)] += 1
+        except BadImage as bad:
+            first = first or f"item {i} {bad.reason}"
+    if not seen:
+        raise UserError(f"the data set brings no images: {first or 'it is empty'}")
+    return seen.most_common(1)[0][0]
+
+
 def rows_of(held: Held) -> pa.Table:
     """The index rows of arrays: the key of an image is its number."""
-    count = len(held)
+    if isinstance(held.parts, Items):
+        return numbered(len(held), _usual_header(held.parts))
     if held.array is None:
-        heads = [array_header(part.shape, part.dtype) for part in held.parts]
-    else:
-        heads = [array_header(held.array.shape[1:], held.array.dtype)] * count
+        return numbered(len(held), *[array_header(part.shape, part.dtype) for part in held.parts])
+    return numbered(len(held), array_header(held.array.shape[1:], held.array.dtype))
+
+
+def numbered(count: int, *heads: Header) -> pa.Table:
+    """Index rows of ``count`` images whose keys are their numbers; ``heads``: one each, or one for all."""
+    heads = heads * count if len(heads) == 1 else heads
     return pa.table(
         {
             "path": pa.array([str(i).encode() for i in range(count)], pa.large_binary()),

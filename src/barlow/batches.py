@@ -23,7 +23,7 @@ from barlow.errors import DataError, Stopped, UserError
 from barlow.images import Bad, Images
 from barlow.reading import SCALES, Array
 from barlow.signals import ignore_stop_signals
-from barlow.views import Draws, OwnView, View, apply_own, crop, crop_one, draw, finish, generator
+from barlow.views import Draws, OwnView, View, apply_own, call_own, crop, crop_one, draw, finish, generator
 
 ViewLike = View | OwnView
 Scale = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of each channel
@@ -33,7 +33,8 @@ AHEAD = 4  # batches that a worker makes before they are asked for
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's images as this process sees them: for each view the crops (n, size, size, c) and what was drawn."""
+    """One step's images as this process sees them: for each view the crops (n, size, size, c) and what was drawn.
+    Of samples, which are not cropped, for each view the samples (n, …), and nothing drawn."""
 
     step: int
     images: IntArray
@@ -80,9 +81,13 @@ class Stream(Dataset[Batch]):
         Images are read, cropped and dropped one by one: a batch of photographs never lies in memory as a whole. The
         boxes are drawn before an image is read, so that a JPEG is decoded no larger than its smallest crop asks for.
         """
+        held = [self.sources[k % len(self.sources)].array for k in range(len(views))]
+        ready = [array[chosen] for array in held if array is not None]
+        if self.images.shape:
+            return Batch(step, chosen, epochs, [torch.from_numpy(array) for array in ready], [], [])
         drawn = self._draw(chosen, epochs, views, [source.sizes[chosen] for source in self.sources])
-        if self.images.array is not None:
-            crops = [torch.from_numpy(crop(self.images.array[chosen], d, self.size)) for d in drawn]
+        if len(ready) == len(views):
+            crops = [torch.from_numpy(crop(array, d, self.size)) for array, d in zip(ready, drawn, strict=True)]
             return Batch(step, chosen, epochs, crops, drawn, [])
         scales = [self._scales(source, k, chosen, drawn) for k, source in enumerate(self.sources)]
         sizes = [-(-source.sizes[chosen] // scale[:, None]) for source, scale in zip(self.sources, scales, strict=True)]
@@ -145,13 +150,24 @@ class Stream(Dataset[Batch]):
         ``scales``: mean and standard deviation of each channel, for each source.
         """
         made = []
-        for number, (view, crops, drawn) in enumerate(zip(self.views, batch.crops, batch.draws, strict=False)):
+        for number, (view, crops) in enumerate(zip(self.views, batch.crops, strict=False)):
             crops, (mean, std) = crops.to(device, non_blocking=True), scales[number % len(scales)]
             if isinstance(view, View):
-                made.append(finish(crops, drawn, mean, std))
-            else:
-                made.append(apply_own(view, crops, generator(self.seed, batch.epochs, batch.images, number), mean, std))
+                made.append(finish(crops, batch.draws[number], mean, std))
+                continue
+            chance = generator(self.seed, batch.epochs, batch.images, number)
+            made.append(call_own(view, crops.clone(), chance) if self.images.shape else
+                        apply_own(view, crops, chance, mean, std))  # fmt: skip
         return made
+
+    def as_they_are(self, batch: Batch, device: torch.device, scale: Scale) -> Tensor:
+        """The first crops of ``batch`` as the network takes them, without what views do to them after the crop."""
+        crops = batch.crops[0].to(device)
+        return crops if self.images.shape else finish(crops, batch.draws[0], *scale)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For workers, who only cut: functions of one's own stay here, and need not be such as can be sent."""
+        return self.__dict__ | {"views": tuple(view if isinstance(view, View) else View() for view in self.views)}
 
 
 class WorkerLost(RuntimeError):

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from barlow.config import OWN
 from barlow.encoder import read_config
 from barlow.files import atomic_write
 from barlow.judgement import evaluation_table
@@ -57,15 +58,18 @@ def model_card(folder: Path) -> str:
     """
     config = read_config(folder)
     run = read_folder(folder.parent)
-    channels, size, _ = config["pretrained_cfg"]["input_size"]
+    takes = config["pretrained_cfg"]["input_size"]
     features = config.get("num_features", "")
-    name = _plain(str(config["architecture"]))
+    name = _plain(str(config["architecture"]).removeprefix(OWN))
+    usage = _usage_of_own(name) if name != config["architecture"] else _usage(*takes[:2])
+    what, unit = ("A", "numbers") if "shape" in config["barlow"] else ("An image", "pixels")
+    size = " × ".join(map(str, takes))
     parts = [
         FRONT,
         f"# {name}, trained with Barlow Twins\n",
-        f"An image encoder ({name}, {features} features, {channels} × {size} × {size} pixels), trained without labels "
-        f"with [Barlow Twins](https://arxiv.org/abs/2103.03230) on {_images(run)}.\n",
-        _usage(channels, size),
+        f"{what} encoder ({name}, {features} features, {size} {unit}), trained without labels with "
+        f"[Barlow Twins](https://arxiv.org/abs/2103.03230) on {_images(run)}.\n",
+        usage,
         f"## Training\n\n{_settings(config, run)}",
         f"## Label-free measures\n\n{_measures(run)}",
         _labels(run),
@@ -88,6 +92,11 @@ def _usage(channels: int, size: int) -> str:
         code += [f"# transform is for RGB pictures; this encoder takes {channels} × {size} × {size}, scaled to 0..1,"
                  "\n# less model.pretrained_cfg['mean'], divided by model.pretrained_cfg['std']"]  # fmt: skip
     return "## Use\n\n```python\n" + "\n".join(code) + "\n```\n"
+
+
+def _usage_of_own(name: str) -> str:
+    code = f"from barlow import load_encoder\n\nencoder = load_encoder(FOLDER, model)  # model: a {name}, newly built"
+    return f"## Use\n\nThe network is code that is not in this folder.\n\n```python\n{code}\n```\n"
 
 
 def _images(run: Folder) -> str:

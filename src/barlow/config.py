@@ -19,6 +19,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from barlow.errors import UserError
 
+OWN = "python:"  # before the names of code of one's own: settings and files can name it, but not bring it back
+
 
 @dataclass(frozen=True)
 class Config:

@@ -14,12 +14,14 @@ import pyarrow.parquet as pq
 import torch
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
+from torch import nn
 
 from barlow.decode import BadImage
 from barlow.encoder import Encoder, load_encoder
 from barlow.errors import UserError
 from barlow.images import Images, open_images
 from barlow.progress import progress
+from barlow.samples import Samples
 from barlow.sources import shown
 
 Rows = Iterator[tuple[list[str], NDArray[np.float32]]]
@@ -46,13 +48,15 @@ def embed_images(encoder: Encoder, images: Images, batch_size: int = 256, what: 
             keys, batch = [], []
 
 
-def embed(run: str | Path, images: Any, *, batch_size: int = 256) -> tuple[list[str], NDArray[np.float32]]:
+def embed(
+    run: str | Path, images: Any, *, batch_size: int = 256, model: nn.Module | None = None
+) -> tuple[list[str], NDArray[np.float32]]:
     """Keys and features (n, features) of all images, in memory.
 
     ``run`` is a run folder or an encoder folder; ``images`` is anything that ``pretrain`` takes, or an array
-    (n, h, w, c).
+    (n, h, w, c); ``model`` as in ``load_encoder``.
     """
-    encoder = load_encoder(run)
+    encoder = load_encoder(run, model)
     parts = list(embed_images(encoder, _open(images, encoder), batch_size))
     if not parts:
         return [], np.empty((0, encoder.features), np.float32)
@@ -61,6 +65,11 @@ def embed(run: str | Path, images: Any, *, batch_size: int = 256) -> tuple[list[
 
 def _open(images: Any, encoder: Encoder) -> Images:
     """The images as the encoder was trained on them; those that the index leaves out are named on standard error."""
+    if encoder.shape:
+        source = open_images(images if isinstance(images, Samples) else Samples(images))
+        if source.shape != encoder.shape:
+            raise UserError(f"the encoder takes samples of shape {encoder.shape}, not {source.shape}")
+        return source
     source = open_images(images, channels=encoder.channels, value_range=encoder.value_range)
     for row in source.bad.to_pylist():
         print(f"left out {shown(row['path'])}: {row['status']}", file=sys.stderr)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
+from barlow.config import OWN
 from barlow.errors import UserError
 from barlow.files import atomic_write
 from barlow.network import build_encoder, feature_count
@@ -29,23 +30,24 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 class Encoder(nn.Module):
     """An encoder with its preprocessing: images → ``preprocess`` → (n, c, h, w) → ``forward`` → (n, features).
 
-    ``model`` is the plain timm network. ``features``, ``channels`` and ``size`` say what goes in and comes out;
-    ``value_range`` is what became 0 and 1 where it was trained on images of real numbers, else None.
+    ``model`` is the plain network, timm's or your own. ``features``, ``channels`` and ``size`` say what goes in and
+    comes out; ``value_range`` is what became 0 and 1 where it was trained on images of real numbers, else None.
+    ``shape``: of one sample, where it was trained on ``Samples`` and not on images; they have no preprocessing.
     """
 
     def __init__(
         self, model: nn.Module, *, size: int, mean: Sequence[float], std: Sequence[float],
-        value_range: tuple[float, float] | None = None,
+        value_range: tuple[float, float] | None = None, shape: Sequence[int] = (),
     ) -> None:  # fmt: skip
         super().__init__()
-        self.model, self.value_range = model, value_range
+        self.model, self.value_range, self.shape = model, value_range, tuple(shape)
         self.size, self.channels = size, len(mean)
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
-        self.features = feature_count(model, self.channels, size)
+        self.features = feature_count(model, self.shape or (self.channels, size, size))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features (n, features) of preprocessed images (n, channels, size, size), float32."""
+        """Features (n, features) of preprocessed images (n, channels, size, size) or samples (n, …), float32."""
         return cast(Tensor, self.model(x))
 
     def preprocess(self, images: Sequence[NDArray[Any]]) -> Tensor:
@@ -53,7 +55,13 @@ class Encoder(nn.Module):
 
         The largest centred square, resized (bicubic, antialiased), scaled to 0..1 and normalised with the channels'
         mean and standard deviation: what timm does with ``crop_pct = 1``. ValueError for another number of channels.
+        Samples are stacked as they are; ValueError for another shape.
         """
+        if self.shape:
+            for sample in images:
+                if sample.shape != self.shape:
+                    raise ValueError(f"the encoder takes samples of shape {self.shape}, not {sample.shape}")
+            return torch.from_numpy(np.stack(images).astype(np.float32))
         for image in images:
             if image.ndim != 3 or image.shape[2] != self.channels:
                 raise ValueError(f"the encoder takes images (h, w, {self.channels}), not {image.shape}")
@@ -72,15 +80,16 @@ class Encoder(nn.Module):
 
 def save_encoder(
     folder: Path, model: nn.Module, *, name: str, arguments: Mapping[str, Any], size: int,
-    mean: Sequence[float], std: Sequence[float], origin: Mapping[str, Any],
+    mean: Sequence[float], std: Sequence[float], origin: Mapping[str, Any], shape: Sequence[int] = (),
 ) -> None:  # fmt: skip
-    """Writes a folder that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` opens without this package.
+    """Writes a folder that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` opens without this package; of a
+    module of one's own (``name`` begins with ``OWN``), its weights and what goes in. ``shape``: of samples.
 
     ``arguments`` are those of ``timm.create_model`` (with in_chans and num_classes=0); ``origin`` is kept in
     the config as it is (what trained this, when, on what). Each file is replaced atomically.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    features = feature_count(model, len(mean), size)
+    features = feature_count(model, shape or (len(mean), size, size))
     config = {
         "architecture": name,
         "num_classes": 0,
@@ -91,7 +100,7 @@ def save_encoder(
         "pretrained_cfg": {
             "tag": "barlow",
             "custom_load": False,
-            "input_size": [len(mean), size, size],
+            "input_size": list(shape) or [len(mean), size, size],
             "fixed_input_size": "img_size" in arguments,
             "interpolation": "bicubic",
             "crop_pct": 1.0,
@@ -103,22 +112,26 @@ def save_encoder(
             "first_conv": None,
             "classifier": None,
         },
-        "barlow": dict(origin),
+        "barlow": dict(origin) | ({"shape": list(shape)} if shape else {}),
     }
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     atomic_write(folder / WEIGHTS, to_safetensors(tensors, metadata={"format": "pt"}))
     atomic_write(folder / CONFIG, json.dumps(config, indent=2) + "\n")
 
 
-def load_encoder(path: str | Path) -> Encoder:
+def load_encoder(path: str | Path, model: nn.Module | None = None) -> Encoder:
     """The encoder in a run folder or an encoder folder, in evaluation mode, with its preprocessing.
 
     Nothing in the folder is executed: weights are safetensors, the rest is JSON, the architecture is timm's by name.
+    ``model``: where a module of your own was trained, one like it; it takes the trained weights.
     UserError when the folder is not such an encoder, is damaged, or does not fit its weights.
     """
     folder = encoder_folder(path)
     config = read_config(folder)
-    model = rebuild(config, folder)
+    if model is None:
+        model = rebuild(config, folder)
+    elif not config["architecture"].startswith(OWN):
+        raise UserError(f"{folder} holds timm's {config['architecture']}, which is rebuilt by name: give no model.")
     try:
         tensors = load_file(folder / WEIGHTS)
         model.load_state_dict(tensors, strict=True)
@@ -126,7 +139,8 @@ def load_encoder(path: str | Path) -> Encoder:
         raise UserError(f"The encoder's weights {folder / WEIGHTS} cannot be read: {error}.") from None
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
-        raise UserError(f"The weights in {folder} do not fit their config.json: {reason}") from None
+        what = "your module" if config["architecture"].startswith(OWN) else "their config.json"
+        raise UserError(f"The weights in {folder} do not fit {what}: {reason}") from None
     if not all(t.isfinite().all() for t in tensors.values() if t.is_floating_point()):
         raise UserError(f"The encoder's weights {folder / WEIGHTS} hold values that are not finite.")
     return _wrap(model, config)
@@ -154,13 +168,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         cfg = config["pretrained_cfg"]
-        channels, size, width = cfg["input_size"]
+        shape = config.get("barlow", {}).get("shape")
+        channels, size, width = cfg["input_size"] if shape is None else (0, 1, 1)
         sound = (
             isinstance(config["architecture"], str)
             and isinstance(config["model_args"], dict)
+            and (shape is None or _is_shape(shape, config["architecture"]))
             and size == width
             and 0 < size <= 16384
-            and 0 < channels <= 65536
+            and 0 <= channels <= 65536
+            and (channels > 0 or shape is not None)
             and len(cfg["mean"]) == len(cfg["std"]) == channels
             and all(isinstance(v, (int, float)) for v in (*cfg["mean"], *cfg["std"]))
             and all(v > 0 for v in cfg["std"])
@@ -173,6 +190,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     return cast(dict[str, Any], config)
 
 
+def _is_shape(shape: Any, architecture: str) -> bool:
+    whole = isinstance(shape, list) and all(type(n) is int and 0 < n < 2**31 for n in shape)
+    return whole and 0 < len(shape) < 8 and architecture.startswith(OWN)
+
+
 def _is_range(span: Any) -> bool:
     return span is None or (len(span) == 2 and math.isfinite(span[0]) and math.isfinite(span[1]) and span[0] < span[1])
 
@@ -180,6 +202,11 @@ def _is_range(span: Any) -> bool:
 def rebuild(config: Mapping[str, Any], folder: Path) -> nn.Module:
     """The network that config.json describes, with fresh weights. Only names that timm knows, never a hub address."""
     name, cfg = config["architecture"], config["pretrained_cfg"]
+    if name.startswith(OWN):
+        raise UserError(
+            f"{folder} holds the weights of a module of your own ({name.removeprefix(OWN)}), not the module: give one "
+            "like it, load_encoder(path, model)."
+        )
     if ":" in name or "/" in name:
         raise UserError(f"{folder / CONFIG} asks for the architecture {name!r}, which is not the name of a timm model.")
     arguments = {k: v for k, v in config["model_args"].items() if not k.startswith("pretrained")}
@@ -188,6 +215,7 @@ def rebuild(config: Mapping[str, Any], folder: Path) -> nn.Module:
 
 
 def _wrap(model: nn.Module, config: Mapping[str, Any]) -> Encoder:
-    cfg, span = config["pretrained_cfg"], config.get("barlow", {}).get("value_range")
-    return Encoder(model, size=cfg["input_size"][1], mean=cfg["mean"], std=cfg["std"],
+    cfg, about = config["pretrained_cfg"], config.get("barlow", {})
+    span, shape = about.get("value_range"), about.get("shape", ())
+    return Encoder(model, size=0 if shape else cfg["input_size"][1], mean=cfg["mean"], std=cfg["std"], shape=shape,
                    value_range=(float(span[0]), float(span[1])) if span else None).eval()  # fmt: skip

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from barlow.batches import SPLIT_EPOCH, Batch, Scale, Stream
 from barlow.draws import IntArray
@@ -18,9 +19,10 @@ from barlow.neighbours import lidar
 from barlow.network import Twins
 from barlow.repeats import many_views
 from barlow.verdict import judge
-from barlow.views import View, crop, draw, finish
+from barlow.views import View, crop, draw
 
 THUMBNAIL = 96  # pixels, the largest side kept for the report
+STRIP = 24  # pixels, the height of a sample that is no image
 PAIRS = 8  # of views kept for the report
 CHUNK = 128  # images a pass
 LIDAR_VIEWS = 10  # of each image; fewer say too little of how an image varies
@@ -40,6 +42,9 @@ class HeldOut:
         self.batch = source.batch(-1, chosen, epochs, source.views)
         self.source, self.scales, self.device = source, scales, device
         self.keys = [images.key(int(i)) for i in chosen]
+        if images.shape:
+            self.thumbnails = drawings(self.clean.crops[0])
+            return
         side = min(size, THUMBNAIL, int(images.sizes[chosen].min(1).max()))
         whole = draw(View(), 0, epochs, chosen, 0, np.full((len(chosen), 2), size), images.channels)
         self.thumbnails = crop(self.clean.crops[0].numpy(), whole, side)
@@ -48,6 +53,9 @@ class HeldOut:
         """What the report shows: thumbnails, keys, and a few pairs of views as the network sees them, uint8."""
         plain = [([0.0] * len(mean), [1.0] * len(std)) for mean, std in self.scales]
         made = self.source.finish(part(self.batch, slice(PAIRS)), torch.device("cpu"), plain)
+        if self.source.images.shape:
+            return {"images": self.thumbnails, "views_a": drawings(made[0]), "views_b": drawings(made[1]),
+                    "keys": np.array(self.keys)}  # fmt: skip
         views = [np.rint(v.clamp(0, 1).permute(0, 2, 3, 1).numpy() * 255).astype(np.uint8) for v in made]
         thumbnails = self.thumbnails
         if thumbnails.dtype != np.uint8:
@@ -86,8 +94,7 @@ class HeldOut:
         return {"features": lidar(z[:, :, :width]), "embedding": lidar(z[:, :, width:])}
 
     def _pass(self, network: Twins, rows: slice) -> dict[str, Tensor]:
-        clean = part(self.clean, rows)
-        seen = finish(clean.crops[0].to(self.device), clean.draws[0], *self.scales[0])
+        seen = self.source.as_they_are(part(self.clean, rows), self.device, self.scales[0])
         made = {"features": network.encoders[0](seen)}
         two = self.source.finish(part(self.batch, rows), self.device, self.scales)
         for letter, number, view in zip("ab", range(2), two, strict=False):
@@ -95,6 +102,16 @@ class HeldOut:
             made[f"features_{letter}"] = h
             made[f"embedding_{letter}"] = network.projectors[number % len(network.projectors)](h)
         return made
+
+
+def drawings(samples: Tensor) -> NDArray[np.uint8]:
+    """Samples (n, …) of any numbers as pictures (n, h, w, 1) for the report: one sample's last axis across, the others
+    down, its smallest number black and its largest white."""
+    rows = samples.float().reshape(len(samples), 1, -1, samples.shape[-1])
+    low, high = rows.amin((2, 3), keepdim=True), rows.amax((2, 3), keepdim=True)
+    unit = (rows - low) / (high - low).clamp_min(1e-12)
+    tall = functional.interpolate(unit, (STRIP, THUMBNAIL), mode="area" if rows.shape[3] > THUMBNAIL else "nearest")
+    return (tall.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
 
 
 def part(batch: Batch, rows: slice) -> Batch:

@@ -20,16 +20,17 @@ from barlow import arrays, sources
 from barlow import index as tables
 from barlow.arrays import Held
 from barlow.convert import choose, convert, find_range, misfit
-from barlow.decode import RULE, mode_kind
+from barlow.decode import RULE, Header, mode_kind
 from barlow.errors import DataError, UserError
 from barlow.find import find, root_of
 from barlow.guard import BadImage
 from barlow.reading import Array, Bad, Images
+from barlow.samples import Pairs, Samples, as_samples, many_images
 from barlow.sources import Found, shown
 
 __all__ = ["Bad", "Images", "Source", "open_images", "write_index"]
 
-Source = str | os.PathLike[str] | Array | Sequence[Array] | Sequence[str] | Sequence[os.PathLike[str]]
+Source = str | os.PathLike[str] | Array | Sequence[Any] | Pairs | Samples
 Kind = tuple[int, str]  # channels, dtype
 
 SAMPLE = Path(__file__).parent / "sample" / "train.npz"
@@ -47,8 +48,8 @@ def open_images(
 ) -> Images:
     """Opens a folder (recursive), a text file of paths, an image file, a ``.npy`` or ``.npz`` file, ``sample``, tar
     shards (a file, ``set-{000..012}.tar``, a folder of them), a Parquet or Arrow file or Hugging Face data set with a
-    column of images, a CSV or Parquet table of paths or of pairs of paths, an array (n, h, w) or (n, h, w, c), or a
-    list of arrays or of paths.
+    column of images, a CSV or Parquet table of paths or of pairs of paths, an array (n, h, w) or (n, h, w, c), a
+    tensor (n, c, h, w), a list of arrays, of tensors or of paths, a torch Dataset, ``Pairs`` of these, or ``Samples``.
 
     ``channels``: None decides from the data: 1 where all images are grey, 3 where grey and colour meet, else what most
     have. ``channels_b``: the same for the second images of pairs. ``index``: an index that ``write_index`` wrote; the
@@ -61,17 +62,12 @@ def open_images(
         if number is not None and number < 1:
             raise UserError(f"channels must be 1 or more, not {number}")
     if not isinstance(source, (str, os.PathLike)):
-        if isinstance(source, np.ndarray) or (len(source) and isinstance(source[0], np.ndarray)):
-            return _from_held(arrays.from_memory(source), "array", channels, value_range)  # type: ignore[arg-type]
-        if not len(source):
-            raise UserError("no images: the list is empty")
-        names = [os.fsencode(Path(path).absolute()) for path in source]  # type: ignore[arg-type]
-        return _from_found(sources.find_files(names, Path("/")), None, channels, value_range)
+        return _given(source, channels, channels_b, value_range, None if index is None else Path(index))
     path = SAMPLE if source == "sample" else Path(source)
     if path.suffix.lower() in (".npy", ".npz") and path.is_file() and arrays.holds_many(path):
         held = arrays.from_file(path)
         if index is not None:
-            return _recalled_array(held, Path(index))
+            return _recalled_array(held, Path(index), *_read_index(Path(index)))
         return _from_held(held, str(path), channels, value_range)
     if index is not None:
         images = _from_index(path, Path(index))
@@ -79,6 +75,65 @@ def open_images(
         images = _from_found(*find(path), channels, value_range, channels_b)
     pa.default_memory_pool().release_unused()  # of a million rows, what was read or filtered on the way is 150 MB
     return images
+
+
+def _given(
+    source: Any, channels: int | None, channels_b: int | None, value_range: tuple[float, float] | None,
+    index: Path | None,
+) -> Images:  # fmt: skip
+    """What Python hands over: one source, or two of one kind as pairs."""
+    if source is None:
+        raise UserError("The images of this run were given from Python: go on from there, pretrain(config, images=…).")
+    if isinstance(source, Samples):
+        parts = [as_samples(data) for data in (source.data, source.data_b) if data is not None]
+        opened = [_of_samples(part) for part in parts]
+    else:
+        both = (source.images, source.images_b) if isinstance(source, Pairs) else (source,)
+        many = [many_images(part) for part in both]
+        if all(part is None for part in many):
+            if index is not None:
+                return _from_index(Path("/"), index)
+            first, *partners = [_listed(part) for part in both]
+            return _from_found(first, partners[0] if partners else None, channels, value_range, channels_b)
+        if any(part is None for part in many):
+            raise UserError("of pairs one is a list of paths and the other is not: give both in one way")
+        given = [arrays.from_memory(part) for part in many if part is not None]
+        spans = zip(given, (channels, channels_b), (value_range, None), strict=False)
+        opened = [_from_held(held, "array", of, span) for held, of, span in spans] if index is None else []
+        if index is not None:
+            parts_of = _of_index(index)
+            if len(parts_of) != len(given):
+                raise UserError(f"{index} was made from other images (pairs, or not): start a new run")
+            return _joined([_recalled_array(held, index, *of) for held, of in zip(given, parts_of, strict=True)])
+    if index is not None:
+        _unchanged(opened, index)
+    return _joined(opened)
+
+
+def _listed(paths: Any) -> Found:
+    if not len(paths):
+        raise UserError("no images: the list is empty")
+    return sources.find_files([os.fsencode(Path(path).absolute()) for path in paths], Path("/"))
+
+
+def _of_samples(data: Array) -> Images:
+    table = arrays.numbered(len(data), Header(0, 0, "float32x1"))
+    return replace(_images(Found("samples", b"", table), table, (1, "float32"), (0.0, 1.0)), array=data)
+
+
+def _joined(opened: Sequence[Images]) -> Images:
+    """One source as it is, or two as pairs."""
+    first, *rest = opened
+    if rest and len(first) != len(rest[0]):
+        raise UserError(f"pairs need as many of both: {len(first):,} and {len(rest[0]):,} are given")
+    return replace(first, second=rest[0]) if rest else first
+
+
+def _unchanged(opened: Sequence[Images], index: Path) -> None:
+    """UserError where samples are not those of an index."""
+    then = [(len(table), settings.get("content")) for table, settings in _of_index(index)]
+    if [(len(images), _content(images)) for images in opened] != then:
+        raise UserError(f"the samples have changed since {index} was made: give the same, or start a new run")
 
 
 def _from_found(
@@ -148,8 +203,6 @@ def write_index(images: Images, path: str | os.PathLike[str]) -> None:
         other, settings["second"] = _record(images.second)
         for name in other.column_names:
             table = table.append_column(SECOND + name, other[name])
-    if images.kind == "array":
-        settings["content"] = _content(images)
     tables.write(table, settings | {"rule": RULE}, Path(path))
 
 
@@ -160,18 +213,27 @@ def _content(images: Images) -> int:
 
 def _record(images: Images) -> tuple[pa.Table, dict[str, Any]]:
     facts = {"kind": images.kind, "channels": images.channels, "dtype": images.dtype, "value_range": images.value_range}
+    if images.kind in ("array", "samples"):
+        facts["content"] = _content(images)
     return pa.concat_tables([images.rows, images.bad]), facts
 
 
 def _from_index(path: Path, index: Path) -> Images:
-    table, settings = _read_index(index)
-    own = table.select([name for name in table.column_names if not name.startswith(SECOND)])
+    (own, settings), *rest = _of_index(index)
     images = _recalled(path, own, settings)
-    if "second" not in settings:
-        return images
-    other = table.select([name for name in table.column_names if name.startswith(SECOND)])
-    other = other.rename_columns([name.removeprefix(SECOND) for name in other.column_names])
-    return replace(images, second=_recalled(path, other, settings["second"]))
+    return replace(images, second=_recalled(path, *rest[0])) if rest else images
+
+
+def _of_index(index: Path) -> list[tuple[pa.Table, dict[str, Any]]]:
+    """(rows, settings) of the images of an index, and of given pairs also of the second ones."""
+    table, settings = _read_index(index)
+    own = [name for name in table.column_names if not name.startswith(SECOND)]
+    parts = [(table.select(own), settings)]
+    if "second" in settings:
+        other = table.select([name for name in table.column_names if name.startswith(SECOND)])
+        other = other.rename_columns([name.removeprefix(SECOND) for name in other.column_names])
+        parts.append((other, settings["second"]))
+    return parts
 
 
 def _read_index(index: Path) -> tuple[pa.Table, dict[str, Any]]:
@@ -206,9 +268,8 @@ def _from_held(held: Held, name: str, channels: int | None, value_range: tuple[f
     return replace(images, array=flat.reshape(*whole.shape[:3], channels))
 
 
-def _recalled_array(held: Held, index: Path) -> Images:
+def _recalled_array(held: Held, index: Path, table: pa.Table, settings: dict[str, Any]) -> Images:
     """Arrays are read anew; the index says what they became, and whether they are still the same."""
-    table, settings = _read_index(index)
     if len(held) == len(table):
         low, high = settings["value_range"]
         images = _from_held(held, "the array", settings["channels"], (low, high))

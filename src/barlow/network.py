@@ -30,7 +30,7 @@ def build_encoder(name: str, arguments: Mapping[str, Any], *, channels: int, siz
     arguments = model_arguments(name, arguments, channels, size)
     try:
         encoder = timm.create_model(name, pretrained=pretrained, **arguments)
-        feature_count(encoder, channels, size)
+        feature_count(encoder, (channels, size, size))
     except (TypeError, RuntimeError, AssertionError, ValueError, IndexError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
@@ -48,15 +48,17 @@ def model_arguments(name: str, arguments: Mapping[str, Any], channels: int, size
     return full
 
 
-def feature_count(encoder: nn.Module, channels: int, size: int) -> int:
-    """Number of features of an encoder, read from one image; UserError when its output is not (n, features)."""
+def feature_count(encoder: nn.Module, shape: Sequence[int]) -> int:
+    """Number of features of an encoder, read from one sample of ``shape`` (channels first); UserError when its output
+    is not (n, features)."""
     training = encoder.training
-    device = next(encoder.parameters()).device
+    device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
     with torch.inference_mode():
-        out = encoder.eval()(torch.zeros(1, channels, size, size, device=device))
+        out = encoder.eval()(torch.zeros(1, *shape, device=device))
     encoder.train(training)
-    if out.ndim != 2:
-        raise UserError(f"The encoder returns {tuple(out.shape)} for one image; (1, features) is needed.")
+    if not isinstance(out, Tensor) or out.ndim != 2:
+        got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise UserError(f"The encoder returns {got} for one sample; (1, features) is needed.")
     return int(out.shape[1])
 
 
@@ -87,7 +89,7 @@ class Twins(nn.Module):
         self.projectors = nn.ModuleList(projectors)
 
     def forward(self, *views: Tensor, twin: int | None = None) -> tuple[Tensor, ...]:
-        """V views (n, c, h, w) → V embeddings (n, D); ``twin``: one view, through that twin alone."""
+        """V views (n, …) → V embeddings (n, D); ``twin``: one view, through that twin alone."""
         if twin is not None:
             return (self.projectors[twin](self.encoders[twin](views[0])),)
         if len(self.encoders) == 1:
@@ -109,13 +111,10 @@ class OneTwin(nn.Module):
         return cast(Tensor, self.twins(view, twin=self.twin)[0])
 
 
-def build_twins(
-    encoders: Sequence[nn.Module], widths: Sequence[int], *, channels: int | Sequence[int], size: int
-) -> Twins:
+def build_twins(encoders: Sequence[nn.Module], widths: Sequence[int], shapes: Sequence[Sequence[int]]) -> Twins:
     """Twins around one encoder (shared) or one for each view (unshared), with projectors of the same widths.
 
-    ``channels``: of what the encoders take; one number, or one for each of them.
+    ``shapes``: of one sample as each encoder takes it, channels first.
     """
-    each = [channels] * len(encoders) if isinstance(channels, int) else channels
-    counts = [feature_count(encoder, c, size) for encoder, c in zip(encoders, each, strict=True)]
+    counts = [feature_count(encoder, shape) for encoder, shape in zip(encoders, shapes, strict=True)]
     return Twins(encoders, [build_projector(count, widths) for count in counts])

@@ -9,13 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from barlow.config import Config, word
+from barlow.config import OWN, Config, word
 from barlow.errors import UserError
 from barlow.objective import default_lambda
 from barlow.views import suggest
 
 # The narrow network for small images without a GPU; chosen by measurement (docs/log.md, "Encoder for small images").
 NARROW = ("resnetv2_18", {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256], "stem_chs": 16})
+# What is chosen from pixels, and does not apply to samples that are no images.
+PIXELS = frozenset({"channels", "channels_b", "image_size", "mean", "mean_b", "std", "std_b", "views", "encoder",
+                    "encoder_args", "pretrained", "cache", "cache_form"})  # fmt: skip
 ONE_PIXEL = 32  # pixels: up to this side the last maps of the usual networks are a single pixel
 
 
@@ -38,6 +41,7 @@ class Findings:
     channels_b: int = 0  # of the second images of pairs; 0 where there are none
     mean_b: tuple[float, ...] = ()
     std_b: tuple[float, ...] = ()
+    shape: tuple[int, ...] = ()  # of one sample, where they are no images
 
     @property
     def side(self) -> int:
@@ -60,14 +64,27 @@ def resolve(config: Config, found: Findings) -> tuple[Config, list[Choice]]:
     The rules run in the order of ``RULES``, so a rule may lean on every field above its own.
     """
     choices: list[Choice] = []
+    if found.shape:
+        _for_samples(config)
     for name, rule in RULES.items():
-        if getattr(config, name) is None:
+        if getattr(config, name) is None and not (found.shape and name in PIXELS):
             value, reason = rule(config, found)
             if value is not None:
                 config = config.replace(**{name: value})
                 choices.append(Choice(word(name), getattr(config, name), reason))
     _consistent(config, found)
     return config, choices
+
+
+def _for_samples(config: Config) -> None:
+    """Refuses settings of images where there are none, and asks for what only the user can know."""
+    for name in ("views", "encoder"):
+        if not str(getattr(config, name)).startswith(OWN):
+            raise UserError(f"Samples are no images, so no {name} can be chosen for them: pretrain(…, views=(f, g), "
+                            "encoder=net), with functions (samples, generator) and a torch module.")  # fmt: skip
+    given = sorted(name for name in PIXELS - {"views", "encoder"} if getattr(config, name))
+    if given:
+        raise UserError(f"{given[0]} is for images, and Samples are none: leave it out.")
 
 
 def _consistent(config: Config, found: Findings) -> None:
@@ -201,6 +218,8 @@ def _epochs(config: Config, found: Findings) -> tuple[float | None, str]:
 
 
 def _precision(config: Config, found: Findings) -> tuple[str, str]:
+    if found.shape:
+        return "float32", "numbers of any range"
     assert config.image_size
     if found.device == "cpu" and config.image_size <= ONE_PIXEL:
         return "float32", "in maps of one pixel, processors' bfloat16 has given wrong gradients (docs/log.md)"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -14,9 +13,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from barlow import ranks
-from barlow.batches import Scale, Stream, ViewLike, split
+from barlow.batches import Scale, Stream, split
 from barlow.cache import cached, plan_cache
-from barlow.config import Config
+from barlow.config import OWN, Config
 from barlow.convert import FULL
 from barlow.draws import IntArray
 from barlow.errors import UserError
@@ -26,11 +25,13 @@ from barlow.launch import compute_in
 from barlow.machine import machine
 from barlow.network import Twins, build_encoder, build_twins, model_arguments
 from barlow.optimise import build_optimizer
+from barlow.own import Own
 from barlow.plan import Choice, Findings
 from barlow.sources import shown
 from barlow.views import PRESETS, View
 
 LOOKED_AT = 1000  # images that mean and standard deviation are measured on
+NONE = Own()
 LOOK = 256  # pixels of a side that are enough for it: larger JPEGs are read smaller
 
 
@@ -63,6 +64,12 @@ def look(images: Images) -> Findings:
         why = f" ({images.bad.num_rows:,} files cannot be used, the first {bad[0]})" if bad else ""
         raise UserError(f"There is {only} here{why}; training needs many. Check the path; barlow check says more.")
     device, devices, cores, native = machine()
+    if images.shape:
+        return Findings(
+            images=len(images), height=0, width=0, channels=0, in_memory=True, mean=(), std=(), measured=0,
+            device=device, devices=devices, cores=cores, bfloat16=native, channels_b=int(images.second is not None),
+            shape=images.shape,
+        )  # fmt: skip
     chosen = np.unique(np.linspace(0, len(images) - 1, LOOKED_AT).astype(np.int64))
     mean, std = moments(images, chosen)
     height, width = np.median(images.sizes, axis=0).astype(int).tolist()
@@ -95,8 +102,7 @@ def choose_cache(config: Config, images: Images, asked: bool) -> tuple[Config, l
 
     Where they do not fit, the run goes on without; UserError where they were ``asked`` for.
     """
-    assert config.image_size
-    if not config.cache:
+    if not config.cache or not config.image_size:
         return config.replace(cache_form=None), []
     plan = plan_cache(images, config.image_size, config.cache_form)
     if plan.form != "none":
@@ -124,6 +130,11 @@ def _rounded(values: Any) -> tuple[float, ...]:
 def views_of(config: Config) -> tuple[View, ...]:
     """The rows of numbers that ``config.views`` names or holds (UserError for an unknown name or number)."""
     if isinstance(config.views, str):
+        if config.views.startswith(OWN):
+            raise UserError(
+                f"The views of this run are functions of your own ({config.views.removeprefix(OWN)}), which its "
+                "settings cannot rebuild: go on from Python, with pretrain(config, views=…)."
+            )
         names = config.views.split("/")
         if unknown := set(names) - PRESETS.keys():
             raise UserError(f"views = {sorted(unknown)[0]!r} is not known; there are {', '.join(PRESETS)}.")
@@ -142,27 +153,24 @@ def views_of(config: Config) -> tuple[View, ...]:
     return tuple(rows)
 
 
-def ready(config: Config, fabric: Fabric, images: Images, views: Sequence[ViewLike] | None = None) -> Ready:
-    """Builds all parts for a resolved ``config``. The initial weights depend on the seed alone."""
-    assert config.seed is not None and config.image_size and config.batch_size and config.held_out and config.precision
+def ready(config: Config, fabric: Fabric, images: Images, own: Own = NONE) -> Ready:
+    """Builds all parts for a resolved ``config``. The initial weights depend on the seed alone; a module of one's own
+    brings those of its encoder."""
+    assert config.seed is not None and config.batch_size and config.held_out and config.precision
     compute_in(fabric, config.precision)
-    assert config.mean and config.std and config.encoder and isinstance(config.projector, tuple)
+    assert config.encoder and isinstance(config.projector, tuple)
     train, kept = split(config.seed, len(images), config.held_out)
-    source = Stream(prepared(config, images), train, views or views_of(config), seed=config.seed,
-                    size=config.image_size, batch_size=config.batch_size, rank=ranks.rank(),
+    source = Stream(prepared(config, images), train, own.views or views_of(config), seed=config.seed,
+                    size=config.image_size or 0, batch_size=config.batch_size, rank=ranks.rank(),
                     world=ranks.world_size())  # fmt: skip
-    scales: list[Scale] = [(config.mean, config.std)]
+    scales: list[Scale] = [(config.mean or (), config.std or ())]
     scales += [(config.mean_b, config.std_b)] if config.mean_b and config.std_b else []
     held_out = HeldOut(source, kept, scales=scales, device=fabric.device)
-    assert isinstance(config.encoder_args, dict)
-    arguments = [
-        model_arguments(config.encoder, config.encoder_args, channels, config.image_size)
-        for channels in channels_of(config)
-    ]
     torch.manual_seed(config.seed)
-    encoders = build_encoders(config)
-    network = build_twins(encoders, config.projector, channels=channels_of(config), size=config.image_size)
-    network = network.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    encoders, arguments = build_encoders(config, images, own)
+    network = build_twins(encoders, config.projector, shapes_of(config, images))
+    layout = torch.preserve_format if images.shape else torch.channels_last
+    network = network.to(fabric.device, memory_format=layout)  # type: ignore[call-overload]
     ranks.synchronise_batch_norm(network)  # in place: the network itself is no normalisation
     if config.micro_batch and len(encoders) > 1 and ranks.world_size() > 1:
         raise UserError("micro_batch with unshared twins works on one device only; give --devices 1 or --twins shared.")
@@ -173,25 +181,29 @@ def ready(config: Config, fabric: Fabric, images: Images, views: Sequence[ViewLi
     return Ready(config, fabric, images, source, held_out, network, wrapped, optimizer, arguments, scales)
 
 
-def channels_of(config: Config) -> list[int]:
-    """What each encoder takes: one number for shared twins, two for unshared ones."""
-    assert config.channels
-    return [config.channels] + ([config.channels_b or config.channels] if config.twins == "unshared" else [])
+def shapes_of(config: Config, images: Images) -> list[tuple[int, ...]]:
+    """What one sample is to each encoder, channels first: one shape for shared twins, two for unshared ones."""
+    first, second = images.shape, images.second.shape if images.second else images.shape
+    if not first:
+        assert config.channels and config.image_size
+        first = (config.channels, config.image_size, config.image_size)
+        second = (config.channels_b or config.channels, config.image_size, config.image_size)
+    if config.twins == "shared" and first != second:
+        raise UserError(f"pairs of the shapes {first} and {second} cannot share a network.")
+    return [first, second] if config.twins == "unshared" else [first]
 
 
-def build_encoders(config: Config) -> list[nn.Module]:
-    """One encoder for shared twins, two for unshared ones, with fresh weights from torch's generator."""
-    assert config.encoder and isinstance(config.encoder_args, dict) and config.image_size
-    return [
-        build_encoder(
-            config.encoder,
-            config.encoder_args,
-            channels=channels,
-            size=config.image_size,
-            pretrained=bool(config.pretrained),
-        )
-        for channels in channels_of(config)
-    ]
+def build_encoders(config: Config, images: Images, own: Own = NONE) -> tuple[list[nn.Module], list[dict[str, Any]]]:
+    """(encoders, arguments by which timm builds each again): one for shared twins, two for unshared ones, with fresh
+    weights from torch's generator; of modules of one's own copies, and no arguments."""
+    assert config.encoder and isinstance(config.encoder_args, dict)
+    name, arguments, shapes = config.encoder, config.encoder_args, shapes_of(config, images)
+    if name.startswith(OWN):
+        return own.modules(config, shapes), [{} for _ in shapes]
+    sized = [(shape[0], shape[-1]) for shape in shapes]
+    pretrained = bool(config.pretrained)
+    built = [build_encoder(name, arguments, channels=c, size=size, pretrained=pretrained) for c, size in sized]
+    return built, [model_arguments(name, arguments, c, size) for c, size in sized]
 
 
 def seed_step(seed: int, step: int) -> None:

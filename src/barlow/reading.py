@@ -100,6 +100,11 @@ class Images:
     def __len__(self) -> int:
         return len(self.sizes)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample, where these are samples and no images (``barlow.samples.Samples``); else ()."""
+        return self.array.shape[1:] if self.kind == "samples" and self.array is not None else ()
+
     def __repr__(self) -> str:
         return f"Images({self.kind}, {len(self):,} of {self.channels} channels, {self.dtype})"
 

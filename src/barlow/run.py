@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning_fabric import Fabric
+from torch import nn
 
 from barlow import ranks
 from barlow.agreement import leave, together
-from barlow.batches import ViewLike
 from barlow.card import write_card
 from barlow.checkpoint import latest, load
 from barlow.config import Config, differences, read_toml, to_toml
@@ -25,6 +25,7 @@ from barlow.errors import Stopped, UserError
 from barlow.images import Images, open_images, write_index
 from barlow.launch import launch
 from barlow.length import TRIAL_SECONDS, steps_of_epochs, steps_of_minutes, trial, whole
+from barlow.own import Own, own
 from barlow.plan import RULES, Choice, Findings
 from barlow.prepare import Ready, ready
 from barlow.progress import duration
@@ -41,6 +42,7 @@ from barlow.session import Session, looks_every
 from barlow.signals import Deadline, StopRequest, kill_workers, parse_duration
 from barlow.survey import show_choices, survey
 from barlow.train import train
+from barlow.views import OwnView, View
 
 KEPT = 2  # checkpoints
 
@@ -59,7 +61,8 @@ def pretrain(
     config: Config,
     *,
     images: Any = None,
-    views: Sequence[ViewLike] | None = None,
+    views: Sequence[View | OwnView] | None = None,
+    encoder: nn.Module | Sequence[nn.Module] | None = None,
     resume: bool = False,
     allow: Collection[str] = (),
     dry_run: bool = False,
@@ -67,25 +70,31 @@ def pretrain(
 ) -> Path:
     """Trains on unlabelled images as ``config`` says; returns the run folder with the encoder and the report.
 
-    ``images`` and ``views`` take the place of ``config.images`` and ``config.views`` from Python: arrays in memory,
-    rows of numbers or functions. A run that is already in the folder is continued to the bit; a complete one is left
-    alone. ``allow``: settings that may differ from those of that run, "index" for images, "network" for weights.
+    ``images``, ``views`` and ``encoder`` take the place of the settings of these names, with what only Python has:
+    arrays, a sequence of arrays, a torch Dataset, ``Pairs``, ``Samples``; ``View`` rows or functions (images (n, c, h,
+    w) in 0 to 1, generator) → the same shape; a module (n, c, h, w) → (n, features), of unshared twins two. The module
+    is copied. Code is recorded by its name only, so a resume and ``load_encoder`` need it given again.
+
+    A run that is already in the folder is continued to the bit; a complete one is left alone.
+    ``allow``: settings that may differ from those of that run, "index" for images, "network" for weights.
     ``dry_run`` prints the plan, with time and memory measured on a few steps, and stops.
     Raises UserError, DataError, NumbersError and Stopped, with the exit codes of ``barlow.errors``.
     """
     started = time.monotonic()
     check_allowed(allow)
+    mine = own(views, encoder)
+    config = mine.recorded(config)
     with ExitStack() as stack:
         out = Path(config.out or RULES["out"](config, _NOTHING)[0])
         fabric = launch(config, stack)
         quiet = quiet or ranks.rank() > 0
         if dry_run:
-            return show_plan(config, fabric, images, views)
+            return show_plan(config, fabric, images, mine)
         stack.enter_context(roll_call(f"Bring it back and continue with: barlow pretrain --resume {out}"))
-        begun = begin(config, images, out, resume, allow, quiet, stack)
+        begun = begin(config, images, mine, out, resume, allow, quiet, stack)
         if begun.fresh or begun.config.steps is None:
-            begun = fix_length(begun, fabric, views, started, quiet)
-        parts = ready(begun.config, fabric, begun.images, views)
+            begun = fix_length(begun, fabric, mine, started, quiet)
+        parts = ready(begun.config, fabric, begun.images, mine)
         session = open_session(parts, begun, started, allow, stack)
         stack.callback(kill_workers)  # they ignore the stop signals; none may outlive us
         if session.step < session.steps:
@@ -116,8 +125,9 @@ def replay(out: Path) -> None:
 
 
 def begin(
-    config: Config, images: Any, out: Path, resume: bool, allow: Collection[str], quiet: bool, stack: ExitStack
-) -> Begun:
+    config: Config, images: Any, mine: Own, out: Path, resume: bool, allow: Collection[str], quiet: bool,
+    stack: ExitStack,
+) -> Begun:  # fmt: skip
     """Opens the run on the first process, new or continued; the others then read what it wrote."""
     run, fresh = None, False
     with together():
@@ -126,7 +136,7 @@ def begin(
             if fresh and resume:
                 raise UserError(f"There is no run to resume in {out}: it holds no config.toml.")
             if fresh:
-                run = start(config, images, out, quiet, stack)
+                run = start(config, images, mine, out, quiet, stack)
             else:
                 run = stack.enter_context(open_run(out))
                 reopen(run, config, images, allow)
@@ -143,7 +153,7 @@ def reopen(run: Run, config: Config, images: Any, allow: Collection[str]) -> Non
     now = continued(stored, config, run.folder, allow)
     changed = differences(stored, now, ignore=FREE)
     opened = open_run_images(now, images, run.folder)
-    sources = () if images is not None else (opened, *([opened.second] if opened.second else []))
+    sources = (opened, *([opened.second] if opened.second else []))
     notes = [note for source in sources for note in check_index(source, str(now.images), allow)]
     for note in [*(f"setting accepted: {line}" for line in changed), *notes]:
         say(f"note: {note}")
@@ -155,22 +165,21 @@ def reopen(run: Run, config: Config, images: Any, allow: Collection[str]) -> Non
 def open_run_images(config: Config, images: Any, out: Path) -> Images:
     """The images of a run that is in ``out``: those of its index, whatever lies in the folder by now."""
     index = out / "index.parquet"
-    use = index if images is None and index.exists() else None
     source: Any = images if images is not None else config.images
+    use = index if index.exists() else None
     return open_images(source, channels=config.channels, channels_b=config.channels_b, index=use)
 
 
-def start(config: Config, images: Any, out: Path, quiet: bool, stack: ExitStack) -> Run:
+def start(config: Config, images: Any, mine: Own, out: Path, quiet: bool, stack: ExitStack) -> Run:
     """Looks at the images, chooses, says so, and writes the new run folder's first files."""
     if out.exists():
         run = stack.enter_context(open_run(out))  # before the images: a wrong folder should not cost an indexing
-    opened, resolved, choices = survey(config, images)
+    opened, resolved, choices = survey(config, images, mine)
     if not out.exists():
         run = stack.enter_context(open_run(out))
     if not quiet:
         show_choices(opened, resolved, choices)
-    if images is None:
-        write_index(opened, out / "index.parquet")
+    write_index(opened, out / "index.parquet")
     Quarantine(opened, out / "quarantine.jsonl", resolved.max_bad or 0.0).start()
     run.write_config(to_toml(resolved))
     for choice in choices:
@@ -178,11 +187,11 @@ def start(config: Config, images: Any, out: Path, quiet: bool, stack: ExitStack)
     return run
 
 
-def fix_length(begun: Begun, fabric: Fabric, views: Sequence[ViewLike] | None, started: float, quiet: bool) -> Begun:
+def fix_length(begun: Begun, fabric: Fabric, mine: Own, started: float, quiet: bool) -> Begun:
     """Turns epochs or minutes into a number of steps, once, and records it: a resume then needs no clock."""
     config, chosen = begun.config, list[Choice]()
     if config.steps is None and config.minutes is not None:
-        chosen.append(steps_of_minutes(ready(config, fabric, begun.images, views), started))
+        chosen.append(steps_of_minutes(ready(config, fabric, begun.images, mine), started))
     elif config.steps is None:
         chosen.append(steps_of_epochs(config, len(begun.images)))
     config = config.replace(**{choice.word: choice.value for choice in chosen})
@@ -242,15 +251,15 @@ def write_results(session: Session, folder: Path, quiet: bool) -> None:
         raise Stopped(f"All {session.steps:,} steps are done, but the last checkpoint could not be written. "
                       f"Make room for it in {folder}, then: barlow pretrain --resume {folder}")  # fmt: skip
     parts, config = session.parts, session.parts.config
-    assert config.encoder and config.image_size
+    assert config.encoder
     try:
         for k, encoder in enumerate(parts.network.encoders):
             mean, std = parts.scales[k % len(parts.scales)]
             images = parts.source.sources[k % len(parts.source.sources)]
-            span = images.value_range if images.dtype == "float32" else None
+            span = images.value_range if images.dtype == "float32" and not images.shape else None
             save_encoder(
                 folder / ("encoder", "encoder_b")[k], encoder, name=config.encoder, arguments=parts.arguments[k],
-                size=config.image_size, mean=mean, std=std,
+                size=config.image_size or 0, mean=mean, std=std, shape=images.shape,
                 origin={"images": config.images, "steps": session.step, "seed": config.seed, "value_range": span},
             )  # fmt: skip
         report = write_report(folder)
@@ -263,12 +272,12 @@ def write_results(session: Session, folder: Path, quiet: bool) -> None:
         say(f"{'encoder':<{WORD}} {folder / 'encoder'}\n{'report':<{WORD}} {report}")
 
 
-def show_plan(config: Config, fabric: Fabric, images: Any, views: Sequence[ViewLike] | None) -> Path:
+def show_plan(config: Config, fabric: Fabric, images: Any, mine: Own) -> Path:
     """The dry run: choices, number of steps, time and memory as measured on a few steps; writes nothing."""
-    opened, resolved, choices = survey(config, images)
+    opened, resolved, choices = survey(config, images, mine)
     show_choices(opened, resolved, choices)
-    begun = fix_length(Begun(resolved, opened, None, True), fabric, views, time.monotonic(), False)
-    parts = ready(begun.config, fabric, opened, views)
+    begun = fix_length(Begun(resolved, opened, None, True), fabric, mine, time.monotonic(), False)
+    parts = ready(begun.config, fabric, opened, mine)
     seconds, looking = trial(parts, TRIAL_SECONDS)
     steps = begun.config.steps or 0
     total = duration(whole(steps, seconds, looking))

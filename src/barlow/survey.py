@@ -10,11 +10,13 @@ from barlow.console import say, say_choice
 from barlow.errors import UserError
 from barlow.images import Images, open_images
 from barlow.objective import floor
+from barlow.own import Own
 from barlow.plan import Choice, resolve
-from barlow.prepare import build_encoders, choose_cache, look, views_of
+from barlow.prepare import NONE, build_encoders, choose_cache, look, views_of
+from barlow.views import View
 
 
-def survey(config: Config, images: Any) -> tuple[Images, Config, list[Choice]]:
+def survey(config: Config, images: Any, own: Own = NONE) -> tuple[Images, Config, list[Choice]]:
     """(images, resolved settings, automatic choices with their reasons)."""
     if images is None and config.images is None:
         raise UserError("No images are named: barlow pretrain IMAGES, with a folder, an array file or sample.")
@@ -25,15 +27,21 @@ def survey(config: Config, images: Any) -> tuple[Images, Config, list[Choice]]:
     resolved, choices = resolve(config, look(opened))
     resolved, more = choose_cache(resolved, opened, asked=bool(config.cache or config.cache_form))
     choices = [choice for choice in choices if choice.word not in {other.word for other in more}] + more
-    views_of(resolved)  # what cannot be built is refused before anything is printed or written
-    build_encoders(resolved)
+    if own.views is None:
+        views_of(resolved)  # what cannot be built is refused before anything is printed or written
+    elif len(own.views) != 2 and resolved.twins == "unshared":
+        raise UserError(f"pairs and unshared twins take two views, not {len(own.views)}.")
+    if opened.shape and any(isinstance(view, View) for view in own.views or ()):
+        raise UserError("Samples are no images: their views are functions of your own (samples, generator), no View.")
+    build_encoders(resolved, opened, own)
     return opened, resolved, choices
 
 
 def show_choices(images: Images, config: Config, choices: Sequence[Choice]) -> None:
     """Prints what was found, then every automatic choice with its reason."""
     left_out = f", {images.bad.num_rows:,} unusable left out" if images.bad.num_rows else ""
-    say(f"{len(images):,} {'images' if images.second is None else 'pairs of images'}{left_out}")
+    what = "samples" if images.shape else "images"
+    say(f"{len(images):,} {what if images.second is None else f'pairs of {what}'}{left_out}")
     for choice in choices:
         say_choice(choice.word, choice.value, choice.reason)
     dim = config.projector[-1] if isinstance(config.projector, tuple) else 0

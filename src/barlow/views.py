@@ -27,6 +27,7 @@ __all__ = [
     "OwnView",
     "View",
     "apply_own",
+    "call_own",
     "crop",
     "crop_one",
     "draw",
@@ -193,9 +194,15 @@ def apply_own(
     ``own`` is any function of (images float32 (n, c, size, size) in [0, 1], generator) to a tensor of the same shape.
     """
     images = crops.permute(0, 3, 1, 2).float() / (255 if crops.dtype == torch.uint8 else 1)
+    made = call_own(own, images, draws)
+    m, d = (torch.tensor(v, dtype=torch.float32, device=crops.device)[:, None, None] for v in (mean, std))
+    return ((made - m) / d).contiguous(memory_format=torch.channels_last)
+
+
+def call_own(own: OwnView, images: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
+    """What a user's own view makes of a batch, float32; UserError where it is not floats of the same shape."""
     made = own(images, draws)
     if not isinstance(made, torch.Tensor) or made.shape != images.shape or not made.is_floating_point():
         got = f"{tuple(made.shape)} of {made.dtype}" if isinstance(made, torch.Tensor) else type(made).__name__
         raise UserError(f"your own view returned {got}; it must return floats of shape {tuple(images.shape)}")
-    m, d = (torch.tensor(v, dtype=torch.float32, device=crops.device)[:, None, None] for v in (mean, std))
-    return ((made.float() - m) / d).contiguous(memory_format=torch.channels_last)
+    return made.float()

@@ -1,0 +1,128 @@
+"""Data from Python: pairs, samples that are no images, and the items of a torch Dataset, as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+
+from barlow.errors import UserError
+from barlow.guard import BadImage
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Given pairs: image i of ``images`` belongs to image i of ``images_b``. Each is anything that ``pretrain`` takes
+    in memory (an array, a sequence of arrays, a torch Dataset) or a list of paths."""
+
+    images: Any
+    images_b: Any
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Numbers that are no images: signals, spectra, rows of a table. They reach views and network as they are, float32,
+    neither cropped nor scaled, so both are then of your own.
+
+    ``data``: (n, …) array or tensor, or a sequence or Dataset of arrays of one shape. ``data_b``: the other of each
+    pair, which may have another shape.
+    """
+
+    data: Any
+    data_b: Any = None
+
+
+@final
+class Items(Sequence[Array]):
+    """The images of a torch Dataset, or of any object with a length whose items are images: read when they are needed.
+
+    An item is an array or tensor, a Pillow image, or a tuple that begins with one. Tensors have their channels first,
+    as is usual in torch, arrays last. The same number must bring the same image each time: chance belongs in the views.
+    """
+
+    def __init__(self, data: Any) -> None:
+        if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+            raise UserError(f"a {type(data).__name__} has no length or no items: give a Dataset that has both")
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, i: Any) -> Any:
+        """Image ``i`` as (h, w) or (h, w, c). Raises BadImage where the item is none, or cannot be read."""
+        try:
+            item = self.data[i]
+        except (OSError, ValueError) as error:
+            raise BadImage(f"cannot be read: {error or type(error).__name__}") from None
+        return as_image(item)
+
+
+def as_image(item: Any) -> Array:
+    """One item of a data set as an array (h, w) or (h, w, c). Raises BadImage."""
+    array = _array(item)
+    if _is_tensor(_first(item)) and array.ndim == 3:
+        array = np.ascontiguousarray(array.transpose(1, 2, 0))
+    if array.dtype.kind not in "buif" or array.ndim not in (2, 3) or not array.size:
+        raise BadImage(f"is no image: shape {array.shape}, type {array.dtype}")
+    return array
+
+
+def many_images(source: Any) -> Array | Sequence[Array] | None:
+    """Images in memory or behind a Dataset, as ``arrays.from_memory`` takes them; None where ``source`` names files."""
+    if isinstance(source, np.ndarray):
+        return source
+    if _is_tensor(source):
+        array = _array(source)
+        return np.ascontiguousarray(array.transpose(0, 2, 3, 1)) if array.ndim == 4 else array
+    if isinstance(source, list | tuple):
+        if not len(source) or not (isinstance(source[0], np.ndarray) or _is_tensor(source[0])):
+            return None
+        try:
+            return [as_image(item) if _is_tensor(item) else item for item in source]
+        except BadImage as bad:
+            raise UserError(f"the list holds something that {bad.reason}") from None
+    return Items(source)
+
+
+def as_samples(data: Any) -> Array:
+    """(n, …) float32, all finite. Raises UserError naming the first sample that does not fit."""
+    if isinstance(data, np.ndarray) or _is_tensor(data):
+        stacked = _array(data)
+    else:
+        Items(data)  # refuses what has no length
+        rows = [_array(data[i]) for i in range(len(data))]
+        odd = next((i for i, row in enumerate(rows) if row.shape != rows[0].shape), None)
+        if odd is not None:
+            raise UserError(f"sample {odd} has the shape {rows[odd].shape}, the first {rows[0].shape}; cut them to one")
+        stacked = np.stack(rows) if rows else np.empty((0,))
+    if stacked.dtype.kind not in "buif" or stacked.ndim < 2 or not stacked.size:
+        raise UserError(f"samples have shape {stacked.shape} and type {stacked.dtype}, not (samples, …) of numbers")
+    made = np.ascontiguousarray(stacked, dtype=np.float32)
+    if not np.isfinite(made).all():
+        bad = int(np.flatnonzero(~np.isfinite(made.reshape(len(made), -1)).all(1))[0])
+        raise UserError(f"sample {bad} holds NaN or infinity: fill or drop such samples first")
+    return made
+
+
+def _array(item: Any) -> Array:
+    """The numbers of an item: of a tuple, its first; a tensor without its graph; a picture as its pixels."""
+    item = _first(item)
+    if _is_tensor(item):
+        return np.asarray(item.detach().cpu())
+    if getattr(item, "mode", None) in ("1", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB"):  # Pillow's, not yet grey or RGB
+        item = item.convert("RGB")
+    return np.asarray(item)
+
+
+def _first(item: Any) -> Any:
+    return item[0] if isinstance(item, list | tuple) and len(item) else item
+
+
+def _is_tensor(item: Any) -> bool:
+    return hasattr(item, "detach") and hasattr(item, "cpu")  # so that looking at files needs no torch

@@ -1,0 +1,266 @@
+"""Data, network and views of one's own, from Python: trained, resumed to the bit, loaded again, or refused clearly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import blobs
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+import barlow.run
+from barlow import Config, Pairs, Samples, View, embed, load_encoder, pretrain
+from barlow.config import read_toml
+from barlow.errors import Stopped, UserError
+from barlow.images import open_images
+from barlow.runlog import read_metrics
+
+Make = Callable[..., Config]
+
+
+class Net(nn.Module):
+    """Any module: samples (n, c, length) → (n, 8)."""
+
+    def __init__(self, channels: int = 2, width: int = 8) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv1d(channels, width, 5), nn.BatchNorm1d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.conv(x))).mean(2)
+
+
+class Small(nn.Module):
+    """Any module: images (n, c, h, w) → (n, 6)."""
+
+    def __init__(self, channels: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 6, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.conv(x)).mean((2, 3))
+
+
+class Pictures(Dataset[Any]):
+    """Items as data sets have them: (image, label)."""
+
+    def __init__(self, items: Any) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.items[i], 7
+
+
+def noisy(x: Tensor, generator: torch.Generator) -> Tensor:
+    return x + 0.3 * torch.randn(x.shape, generator=generator)
+
+
+def scaled(x: Tensor, generator: torch.Generator) -> Tensor:
+    return x * (1 + 0.2 * torch.randn(x.shape[:1] + (1,) * (x.ndim - 1), generator=generator))
+
+
+def dimmed(x: Tensor, generator: torch.Generator) -> Tensor:
+    return (x * (0.5 + 0.5 * torch.rand((len(x), 1, 1, 1), generator=generator))).clamp(0, 1)
+
+
+VIEWS = (noisy, scaled)
+
+
+def waves(count: int, channels: int = 2, length: int = 40) -> np.ndarray[Any, Any]:
+    rng = np.random.default_rng(0)
+    t = np.linspace(0, 6, length)[None, None]
+    return np.sin(rng.uniform(1, 4, (count, 1, 1)) * t + rng.uniform(0, 6, (count, channels, 1))) * 30 + 5
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Make:
+    """Settings with nothing of images in them."""
+    return lambda **changes: Config(**({"out": str(tmp_path / "run"), "projector": (16, 16), "batch_size": 32, "steps": 6,
+                                        "held_out": 16, "devices": 1, "seed": 1} | changes))  # fmt: skip
+
+
+def trained(run: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(run / "metrics.jsonl") if line["kind"] == "train"]
+
+
+def weights(run: Path, model: nn.Module) -> dict[str, Tensor]:
+    return dict(load_encoder(run, model).model.state_dict())
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("give", [
+    lambda x: x, lambda x: torch.from_numpy(x), list, lambda x: [torch.from_numpy(one) for one in x],
+    lambda x: Pictures(torch.from_numpy(x)),
+], ids=["array", "tensor", "list", "tensors", "dataset"])  # fmt: skip
+def test_samples_reach_views_and_network_as_they_are(bare: Make, give: Callable[[Any], Any]) -> None:
+    """Neither cropped nor scaled, whatever they come as."""
+    data, seen = waves(60), []
+
+    def watched(x: Tensor, generator: torch.Generator) -> Tensor:
+        seen.append(x.clone())
+        return noisy(x, generator)
+
+    run = pretrain(bare(steps=1), images=Samples(give(data)), views=(watched, scaled), encoder=Net(), quiet=True)
+    rows = torch.from_numpy(data.astype(np.float32))
+    first = seen[0]
+    assert first.shape[1:] == (2, 40)
+    assert all((rows == one).all((1, 2)).any() for one in first)
+    keys, features = embed(run, data, model=Net())
+    assert keys == [str(k) for k in range(60)]
+    model = load_encoder(run, Net()).eval()
+    assert np.allclose(features, model(rows).detach().numpy(), atol=1e-5)
+    assert (run / "report.html").is_file()
+
+
+def test_own_samples_resume_to_the_bit(bare: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kills: views drawn from a carried state; a module that a first start has changed; settings that forget code."""
+    net, data = Net(), Samples(waves(60))
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    whole = pretrain(bare(out=str(tmp_path / "whole")), images=data, views=VIEWS, encoder=net, quiet=True)
+    assert same(before, dict(net.state_dict()))
+    with monkeypatch.context() as patch:
+        patch.setattr(barlow.run.Session, "out_of_time", lambda session: session.step >= 3)
+        with pytest.raises(Stopped):
+            pretrain(bare(), images=data, views=VIEWS, encoder=net, quiet=True)
+    run = tmp_path / "run"
+    for given, sentence in (
+        ({}, r"images of this run were given from Python: .*images=…"),
+        ({"images": data}, r"views of this run are functions .*noisy/test_own_data.scaled.*views=…"),
+        (
+            {"images": data, "views": VIEWS},
+            r"encoder of this run is a module of your own \(test_own_data.Net\).*encoder=…",
+        ),
+        ({"images": data, "encoder": net, "views": VIEWS[::-1]}, "other settings"),
+        ({"images": data, "encoder": Small(2), "views": VIEWS}, "other settings"),
+        ({"images": data, "encoder": Net(width=9), "views": VIEWS}, "The network is not that of"),
+        ({"images": Samples(waves(60) + 1), "encoder": net, "views": VIEWS}, "samples have changed"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            pretrain(Config(out=str(run)), resume=True, quiet=True, **given)
+    run = pretrain(Config(out=str(run)), images=data, views=VIEWS, encoder=net, resume=True, quiet=True)
+    assert trained(run) == trained(whole)
+    assert same(weights(run, Net()), weights(whole, Net()))
+
+
+def test_a_module_of_ones_own_is_asked_for_again(bare: Make, tiny: Make) -> None:
+    run = pretrain(bare(steps=1), images=Samples(waves(60)), views=VIEWS, encoder=Net(), quiet=True)
+    with pytest.raises(UserError, match=r"a module of your own \(test_own_data.Net\), not the module.*load_encoder"):
+        load_encoder(run)
+    with pytest.raises(UserError, match="do not fit your module"):
+        load_encoder(run, Net(width=9))
+    with pytest.raises(UserError, match=r"shape \(2, 40\), not \(2, 39\)"):
+        embed(run, waves(60)[:, :, 1:], model=Net())
+    card = (run / "encoder" / "README.md").read_text()
+    assert "load_encoder(FOLDER, model)" in card
+    assert "timm.create_model" not in card
+    other = pretrain(tiny(steps=1, out=str(run) + "-other"), quiet=True)
+    with pytest.raises(UserError, match="give no model"):
+        load_encoder(other, Net())
+
+
+@pytest.mark.parametrize(("changes", "given", "sentence"), [
+    ({}, {"images": waves(60)[:, 0]}, r"shape \(60, 40\).*Samples\("),
+    ({}, {"images": Samples(waves(60)), "encoder": Net()}, "no views can be chosen"),
+    ({}, {"images": Samples(waves(60)), "views": VIEWS}, "no encoder can be chosen"),
+    ({"image_size": 32}, {"images": Samples(waves(60)), "views": VIEWS, "encoder": Net()}, "image_size is for images"),
+    ({}, {"images": Samples([np.zeros(4), np.zeros(5)])}, r"sample 1 has the shape \(5,\), the first \(4,\)"),
+    ({}, {"images": Samples(np.array([[1.0, np.nan]] * 9))}, "sample 0 holds NaN"),
+    ({}, {"images": Samples(waves(60)), "views": VIEWS, "encoder": Net(3)}, r"Your encoder Net cannot take \(1, 2 × 40"),
+    ({}, {"images": Samples(waves(60)), "views": (View(), View()), "encoder": Net()}, "no views can be chosen"),
+    ({}, {"images": blobs(60), "views": (dimmed,)}, "1 view is given"),
+    ({}, {"images": blobs(60), "views": (dimmed, 3)}, "a view is a int"),
+    ({"views": "small"}, {"images": blobs(60), "views": (dimmed, dimmed)}, "views are given twice"),
+    ({"encoder": "resnet18"}, {"images": blobs(60), "encoder": Small()}, "leave encoder out"),
+    ({}, {"images": blobs(60), "encoder": "resnet18"}, "encoder is a str, not a torch module"),
+    ({"twins": "unshared"}, {"images": blobs(60), "encoder": Small()}, "need 2 encoders, and 1 of your own is given"),
+    ({"twins": "shared"}, {"images": blobs(60), "encoder": (Small(), Small())}, "need 1 encoder, and 2 of your own"),
+    ({}, {"images": Pairs(blobs(60), blobs(50))}, "as many of both: 60 and 50"),
+    ({}, {"images": Pairs(blobs(60), ["a.png"])}, "one is a list of paths"),
+    ({}, {"images": Pictures([1, 2, 3])}, "brings no images: item 0 is no image"),
+    ({}, {"images": (k for k in range(3))}, "a generator has no length"),
+])  # fmt: skip
+def test_what_cannot_work_is_said_in_a_sentence(bare: Make, changes: Any, given: Any, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        pretrain(bare(**changes), quiet=True, **given)
+
+
+def test_a_dataset_of_pictures(bare: Make, tmp_path: Path) -> None:
+    """Read by workers, item by item; the same images as an array, the same run; one that cannot be read is replaced."""
+    many = {"encoder": "resnetv2_18", "encoder_args": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8], "stem_chs": 8},
+            "image_size": 32, "steps": 2, "precision": "float32"}  # fmt: skip
+    pictures = [Image.fromarray(one) for one in blobs(60)]
+    a = pretrain(bare(**many, workers=1, out=str(tmp_path / "a")), images=Pictures(pictures), quiet=True)
+    b = pretrain(bare(**many, out=str(tmp_path / "b")), images=list(blobs(60)), quiet=True)
+    assert trained(a) == trained(b)
+    tensors = Pictures(torch.from_numpy(blobs(60))[:, None])
+    assert np.array_equal(open_images(tensors).read(3), open_images(blobs(60)).read(3))
+    assert np.array_equal(open_images(tensors.items).read(3), open_images(blobs(60)).read(3))
+    odd = pretrain(bare(**many, out=str(tmp_path / "c"), max_bad=0.5),
+                   images=Pictures([*pictures[:59], "no picture"]), quiet=True)  # fmt: skip
+    assert "is no image" in (odd / "quarantine.jsonl").read_text()
+
+
+def test_own_functions_need_not_be_such_as_workers_can_be_sent(tiny: Make) -> None:
+    run = pretrain(tiny(workers=1, steps=2), views=(lambda x, g: dimmed(x, g), dimmed), quiet=True)
+    assert read_toml(run / "config.toml").views.endswith("/test_own_data.dimmed")  # type: ignore[union-attr]
+
+
+def test_view_rows_are_settings_as_any(tiny: Make) -> None:
+    rows = (View(crop=(0.5, 1.0), flip=0.5), View(crop=(0.4, 1.0)))
+    run = pretrain(tiny(steps=2), views=rows, quiet=True)
+    pretrain(tiny(steps=2), views=rows, quiet=True)  # complete, and the same
+    assert read_toml(run / "config.toml").views[1]["crop"] == [0.4, 1.0]  # type: ignore[index]
+
+
+def test_own_encoder_on_images(bare: Make) -> None:
+    run = pretrain(bare(image_size=24), images=blobs(60), encoder=Small(), quiet=True)
+    encoder = load_encoder(run, Small())
+    assert (encoder.features, encoder.channels, encoder.size) == (6, 1, 24)
+    _, features = embed(run, blobs(60), model=Small())
+    assert features.shape == (60, 6)
+
+
+def test_pairs_with_a_network_each(bare: Make) -> None:
+    """Two sensors: of images with presets and a network of timm's each, of samples of two shapes with one's own."""
+    small, large = blobs(60, 24), np.repeat(blobs(60, 32)[..., None], 2, axis=3)
+    run = pretrain(bare(image_size=24, steps=2), images=Pairs(small, large), encoder=(Small(1), Small(2)), quiet=True)
+    config = read_toml(run / "config.toml")
+    assert (config.twins, config.channels, config.channels_b) == ("unshared", 1, 2)
+    assert load_encoder(run / "encoder_b", Small(2)).channels == 2
+    with pytest.raises(UserError, match="has changed"):
+        pretrain(Config(out=str(run)), images=Pairs(small, 255 - large), encoder=(Small(1), Small(2)), quiet=True)
+    with pytest.raises(UserError, match="made from other images"):
+        pretrain(Config(out=str(run)), images=small, encoder=(Small(1), Small(2)), quiet=True)
+
+
+def test_pairs_of_samples(bare: Make) -> None:
+    data = Samples(waves(60), waves(60, 1, 20))
+    run = pretrain(bare(steps=2), images=data, views=VIEWS, encoder=(Net(2), Net(1)), quiet=True)
+    assert load_encoder(run / "encoder_b", Net(1)).shape == (1, 20)
+    with pytest.raises(UserError, match="cannot share a network"):
+        pretrain(bare(twins="shared", out=str(run) + "x"), images=data, views=VIEWS, encoder=Net(), quiet=True)
+
+
+def test_pairs_of_lists_of_paths(bare: Make, tmp_path: Path) -> None:
+    paths = []
+    for k, one in enumerate(blobs(40)):
+        Image.fromarray(one).save(tmp_path / f"{k}.png")
+        paths.append(tmp_path / f"{k}.png")
+    found = open_images(Pairs(paths, paths[::-1]))
+    assert found.second is not None
+    assert np.array_equal(found.read(0), found.second.read(39))
+    tiny = {"encoder": "resnetv2_18", "encoder_args": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8], "stem_chs": 8}}
+    settings = bare(image_size=32, steps=1, batch_size=16, held_out=8, cache=False, **tiny)
+    pretrain(settings, images=Pairs(paths, paths[::-1]), quiet=True)
+    pretrain(settings, images=Pairs(paths, paths[::-1]), quiet=True)  # complete, and the same
