@@ -252,6 +252,8 @@ def mistakes(tmp: Path) -> dict[str, tuple[list[object], str]]:
         "config not TOML": (["pretrain", images, "--config", tmp / "labels.csv"], "is not TOML"),
         "config of tables": (["pretrain", images, "--config", tmp / "tables.toml"], "unknown key 'training'"),
         "three outputs": (["embed", tmp / "none", images, "-o", tmp / "e.csv"], "must end in .parquet or .npy"),
+        "no such part": (["embed", tmp / "none", images, "-o", tmp / "e", "--part", "9/8"], "There is no part 9 of 8"),
+        "not a part": (["embed", tmp / "none", images, "-o", tmp / "e", "--part", "two"], "is not a part such as 2/8"),
         "output nowhere": (["views", images, "-o", tmp / "nowhere" / "v.png"], "does not exist; make it first"),
         "sheet of nothing": (["views", images, "-o", tmp / "v.png", "--count", 0], "count = 0"),
         "evaluate nothing": (["evaluate", tmp / "none", "--labels", "sample"], "neither a run folder"),

@@ -106,18 +106,20 @@ def evaluate(
 
 
 @app.command
-def embed(run: Path, images: str, /, *, output: Annotated[Path, Parameter(name=["--output", "-o"])]) -> None:
+def embed(
+    run: Path, images: str, /, *, output: Annotated[Path, Parameter(name=["--output", "-o"])], part: str | None = None
+) -> None:
     """Write one row an image: its path and its embedding.
 
     Args:
         run: Run folder or encoder folder.
         images: Anything that pretrain takes.
-        output: FILE.parquet, or FILE.npy with the paths in FILE.txt.
+        output: FILE.parquet, or FILE.npy with the paths in FILE.txt; with --part a folder.
+        part: The part of the images to do, such as 2/8 for the second of eight processes; what is done already is kept.
     """
-    from barlow.embedding import embed_to_file
+    from barlow.parts import embed_as_told
 
-    count = embed_to_file(run, images, output)
-    print(f"{output}: {count:,} rows")
+    print(embed_as_told(run, images, output, part))
 
 
 @app.command

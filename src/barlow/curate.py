@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from barlow.curation import FAR, Curated, curate_features
-from barlow.embedding import embed_images
-from barlow.encoder import load_encoder
+from barlow.embedding import embed_images, load_on_device
 from barlow.errors import DataError, UserError
 from barlow.files import atomic_write
 from barlow.guard import BadImage
@@ -34,7 +33,7 @@ def curate(run: str | Path, images: Any, output: Path, *, picks: int = 100, seed
         raise UserError(f"The folder {output.parent} of the output does not exist; make it first.")
     if picks < 0:
         raise UserError(f"--picks {picks} is below 0.")
-    encoder = load_encoder(run)
+    encoder = load_on_device(run)
     source = open_images(images, channels=encoder.channels, value_range=encoder.value_range)
     parts = list(embed_images(encoder, source))
     keys = [key for part, _ in parts for key in part]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,82 +14,128 @@ import pyarrow.parquet as pq
 import torch
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from barlow.decode import BadImage
 from barlow.encoder import Encoder, load_encoder
 from barlow.errors import UserError
 from barlow.images import Images, open_images
+from barlow.index import in_threads
 from barlow.progress import progress
 from barlow.samples import Samples
 from barlow.sources import shown
 
 Rows = Iterator[tuple[list[str], NDArray[np.float32]]]
+Part = tuple[int, int]  # (k, n): the k-th of n parts of the images, k from 1 to n
+
+WHOLE: Part = (1, 1)
+BATCH = 256  # images that go through the encoder together
+GROUP = 8192  # rows of a row group of a Parquet file, about
+AHEAD = 8  # images that a thread prepares at a time
 
 
-def embed_images(encoder: Encoder, images: Images, batch_size: int = 256, what: str = "embedding") -> Rows:
+def embed_images(
+    encoder: Encoder, images: Images, batch_size: int = BATCH, what: str = "embedding", part: Part = WHOLE
+) -> Rows:
     """(keys, features (n, features) float32) of consecutive images, a batch at a time, on the encoder's device.
 
-    An unreadable image is left out and named on standard error; ``what`` names the job in the progress line.
+    An unreadable image is left out and named on standard error; ``what`` names the job in the progress line. Of a
+    ``part``, the images of ``numbers``: which images go through the encoder together does not depend on the parts, nor
+    therefore does a bit of their features.
     """
     device = next(encoder.parameters()).device
-    keys: list[str] = []
-    batch: list[NDArray[Any]] = []
-    for i in progress(range(len(images)), what, len(images)):
+    mine = numbers(len(images), batch_size, part)
+
+    def prepare(k: int) -> Tensor | BadImage:
         try:
-            batch.append(images.read(i))
-            keys.append(images.key(i))
+            return encoder.preprocess([images.read(mine[k])])  # at once: many large images are not held in memory
         except BadImage as error:
-            print(f"left out {images.key(i)}: {error.reason}", file=sys.stderr)
-        if batch and (len(batch) == batch_size or i == len(images) - 1):
+            return error
+
+    keys, batch = list[str](), list[Tensor]()
+    if images.root:
+        prepared = in_threads(prepare, len(mine), what, chunk=AHEAD)
+    else:  # arrays need no waiting for, and a Dataset may not bear being read by threads
+        prepared = progress(map(prepare, range(len(mine))), what, len(mine))
+    for i, pixels in zip(mine, prepared, strict=True):
+        if isinstance(pixels, BadImage):
+            print(f"left out {images.key(i)}: {pixels.reason}", file=sys.stderr)
+        else:
+            keys.append(images.key(i))
+            batch.append(pixels)
+        if batch and ((i + 1) % batch_size == 0 or i == mine[-1]):
+            x = torch.cat(batch).to(device)
             with torch.inference_mode():
-                features = encoder(encoder.preprocess(batch).to(device))
+                features = encoder(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x)
             yield keys, features.float().cpu().numpy()
             keys, batch = [], []
 
 
+def numbers(count: int, batch_size: int, part: Part) -> range:
+    """The images of a part of ``count`` images: whole batches, and consecutive ones, so that parts join in order."""
+    k, n = part
+    batches = -(-count // batch_size)
+    first, last = batches * (k - 1) // n, batches * k // n
+    return range(min(first * batch_size, count), min(last * batch_size, count))
+
+
+def check_part(part: Part) -> None:
+    """UserError for a part that there is not."""
+    k, n = part
+    if not 1 <= k <= n:
+        raise UserError(f"There is no part {k} of {n}: parts are numbered from 1, such as 1/{max(n, 1)}.")
+
+
 def embed(
-    run: str | Path, images: Any, *, batch_size: int = 256, model: nn.Module | None = None
+    run: str | Path, images: Any, *, batch_size: int = BATCH, model: nn.Module | None = None, part: Part = WHOLE
 ) -> tuple[list[str], NDArray[np.float32]]:
     """Keys and features (n, features) of all images, in memory.
 
     ``run`` is a run folder or an encoder folder; ``images`` is anything that ``pretrain`` takes, or an array
-    (n, h, w, c); ``model`` as in ``load_encoder``.
+    (n, h, w, c); ``model`` as in ``load_encoder``. ``part``: (k, n) for the k-th of n parts of the images, k from 1
+    on; the parts, joined in their order, are the whole to the bit. UserError for another part.
     """
-    encoder = load_encoder(run, model)
-    parts = list(embed_images(encoder, _open(images, encoder), batch_size))
+    check_part(part)
+    encoder = load_on_device(run, model)
+    parts = list(embed_images(encoder, open_for(encoder, images, part), batch_size, part=part))
     if not parts:
         return [], np.empty((0, encoder.features), np.float32)
     return [key for keys, _ in parts for key in keys], np.concatenate([features for _, features in parts])
 
 
-def _open(images: Any, encoder: Encoder) -> Images:
-    """The images as the encoder was trained on them; those that the index leaves out are named on standard error."""
+def load_on_device(run: str | Path, model: nn.Module | None = None) -> Encoder:
+    """``load_encoder``, on a GPU where there is one."""
+    return load_encoder(run, model).to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def open_for(encoder: Encoder, images: Any, part: Part = WHOLE) -> Images:
+    """The images as the encoder was trained on them; those that the index leaves out are named on standard error, by
+    the first of several parts."""
     if encoder.shape:
         source = open_images(images if isinstance(images, Samples) else Samples(images))
         if source.shape != encoder.shape:
             raise UserError(f"the encoder takes samples of shape {encoder.shape}, not {source.shape}")
         return source
     source = open_images(images, channels=encoder.channels, value_range=encoder.value_range)
-    for row in source.bad.to_pylist():
+    for row in source.bad.to_pylist() if part[0] == 1 else ():
         print(f"left out {shown(row['path'])}: {row['status']}", file=sys.stderr)
     return source
 
 
-def embed_to_file(run: str | Path, images: Any, output: Path, *, batch_size: int = 256) -> int:
+def embed_to_file(run: str | Path, images: Any, output: Path, *, batch_size: int = BATCH) -> int:
     """Writes one row an image and returns their number: path and embedding, in the order of the images.
 
-    ``.parquet``: columns ``path`` (string) and ``embedding`` (fixed-size list of float32), a row group a batch.
+    ``.parquet``: columns ``path`` (string) and ``embedding`` (fixed-size list of float32).
     ``.npy``: float32 (n, features), with the paths beside it in a text file of the same name, one a line.
     The file appears when it is complete.
     """
     writers = {".parquet": _write_parquet, ".npy": _write_npy}
     if output.suffix not in writers:
-        raise UserError(f"The output {output} must end in .parquet or .npy.")
+        raise UserError(f"The output {output} must end in .parquet or .npy (or be a folder, with --part).")
     if not output.parent.is_dir():
         raise UserError(f"The folder {output.parent} of the output does not exist; make it first.")
-    encoder = load_encoder(run)
-    source = _open(images, encoder)
+    encoder = load_on_device(run)
+    source = open_for(encoder, images)
     beside = output.with_name(f".{output.name}.{secrets.token_hex(4)}.tmp")
     try:
         count = writers[output.suffix](beside, output, embed_images(encoder, source, batch_size), encoder, len(source))
@@ -100,15 +146,33 @@ def embed_to_file(run: str | Path, images: Any, output: Path, *, batch_size: int
 
 
 def _write_parquet(path: Path, _: Path, rows: Rows, encoder: Encoder, __: int) -> int:
-    vector = pa.list_(pa.float32(), encoder.features)
-    schema = pa.schema([("path", pa.string()), ("embedding", vector)])
+    return write_parquet(path, rows, encoder.features, {})
+
+
+def write_parquet(path: Path, rows: Rows, features: int, about: Mapping[str, str]) -> int:
+    """Writes rows as ``embed_to_file`` describes it, with ``about`` in the metadata of the file and a checksum with
+    each page; returns how many there were."""
+    schema = pa.schema([("path", pa.string()), ("embedding", pa.list_(pa.float32(), features))], metadata=dict(about))
     count = 0
-    with pq.ParquetWriter(path, schema) as writer:
-        for keys, features in rows:
-            column = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), encoder.features)
-            writer.write_table(pa.table([pa.array(keys), column], schema=schema))
+    with pq.ParquetWriter(path, schema, use_dictionary=False, write_page_checksum=True) as writer:
+        for keys, z in _groups(rows):
+            column = pa.FixedSizeListArray.from_arrays(pa.array(z.ravel()), features)
+            writer.write_table(pa.table([pa.array(keys, pa.string()), column], schema=schema))
             count += len(keys)
     return count
+
+
+def _groups(rows: Rows) -> Rows:
+    """The same rows, about ``GROUP`` at a time."""
+    keys, parts = list[str](), list[NDArray[np.float32]]()
+    for some, features in rows:
+        keys += some
+        parts.append(features)
+        if len(keys) >= GROUP:
+            yield keys, np.concatenate(parts)
+            keys, parts = [], []
+    if keys:
+        yield keys, np.concatenate(parts)
 
 
 def _write_npy(path: Path, output: Path, rows: Rows, encoder: Encoder, total: int) -> int:
