@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test test-long check bench dist
+.PHONY: install demo test test-long check docs bench dist
 
 install: $(VENV)/.installed
 
@@ -17,16 +17,20 @@ demo: install  ## train on the sample for two minutes, then measure it with labe
 	$(BIN)/barlow evaluate runs/demo --labels sample
 	@echo "Open runs/demo/report.html in a browser."
 
-test: check  ## lint, types and all tests but the long ones
+test: check  ## lint, types, documentation and all tests but the long ones
 	$(BIN)/python -m pytest
 
 test-long: check  ## every test
 	$(BIN)/python -m pytest -m "long or not long"
 
-check: install  ## lint and types only
+check: install  ## lint, types and documentation only
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(MAKE) --no-print-directory docs
+
+docs: install  ## the documentation, into site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 bench: install  ## the benchmarks, one after the other; quiet machine, half an hour
 	for file in objective views data step; do $(BIN)/python benchmarks/$$file.py || exit 1; done

@@ -1,0 +1,63 @@
+"""What the pages show of the program itself, put in while the site is built, so that it cannot differ from it.
+
+<!-- help: pretrain -->   the real --help of a verb (of the program where no verb is named)
+<!-- settings -->         every setting with its type, what it means, and what is chosen where it is not given
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import io
+import re
+from typing import Any, get_type_hints
+
+from rich.console import Console
+
+from barlow.cli import app
+from barlow.config import Config, word
+
+WIDTH = 100  # columns of the help
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Called by mkdocs with the text of every page."""
+    markdown = re.sub(r"^<!-- help: ?(\w*) -->$", lambda found: helped(found[1]), markdown, flags=re.MULTILINE)
+    return re.sub(r"^<!-- settings -->$", lambda _: settings(), markdown, flags=re.MULTILINE)
+
+
+def helped(verb: str) -> str:
+    """The help of a verb as a block of text."""
+    page = io.StringIO()
+    console = Console(file=page, width=WIDTH, color_system=None, force_terminal=False)
+    app.help_print([verb] if verb else [], console=console)
+    lines = [line.rstrip() for line in page.getvalue().strip("\n").splitlines()]
+    return "\n".join(["```text", *lines, "```"])
+
+
+def settings() -> str:
+    """A table of all fields of ``Config``, from its docstring: the word, its type, the meaning."""
+    text = inspect.getdoc(Config) or ""
+    told = dict(re.findall(r"^    (\w+): (.*(?:\n        .*)*)", text.partition("Attributes:\n")[2], re.MULTILINE))
+    types, rows = get_type_hints(Config), ["| setting | type | meaning |", "|---|---|---|"]
+    for field in dataclasses.fields(Config):
+        meaning, _, default = " ".join(told[field.name].split()).partition(" [default: ")
+        meaning += f" *Not given: {default.rstrip(']')}.*" if default else ""
+        name = word(field.name)
+        rows.append(f"| `{name}`{{ #{name} }} | {spelled(types[field.name])} | {meaning.replace('|', '¦')} |")
+    return "\n".join(rows)
+
+
+def spelled(kind: Any) -> str:
+    """The type in words."""
+    plain = {"int": "whole number", "float": "number", "str": "text", "bool": "true or false"}
+    parts = []
+    for part in getattr(kind, "__args__", (kind,)):
+        name = getattr(part, "__name__", str(part))
+        if name == "Literal":
+            parts.append(" or ".join(f"`{value}`" for value in part.__args__))
+        elif name in ("tuple", "dict"):
+            parts.append("list" if name == "tuple" else "table")
+        elif part is not type(None):
+            parts.append(plain.get(name, name))
+    return " or ".join(dict.fromkeys(parts))
