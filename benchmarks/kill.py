@@ -2,9 +2,10 @@
 
     python benchmarks/kill.py --count 50
 
-Each start is a fresh process that knows nothing but the command; it is killed after a random time, saves included, and
-the same command is repeated until it is through. The weights at the end, the optimiser's state and every line of
-metrics.jsonl that tells of training must be those of the run that nobody killed, to the bit.
+Each start is a fresh process that knows nothing but the command; it is killed, and the same command is repeated until
+it is through. A fifth of the kills comes before the first checkpoint, from the first instruction on; a third while a
+checkpoint is being written; the others at any time. The weights at the end, the optimiser's state, the index, the
+choices and every line of metrics.jsonl that tells of training must be those of the run that nobody killed, to the bit.
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ import multiprocessing
 import random
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-EARLY = 0.2  # share of the kills before training begins
+BIRTHS = 5  # of so many kills one comes before the first checkpoint
+SAVES = 3  # and one inside a save
 SAVE_EVERY = 3  # steps; often, so that many kills land in a save
+LOOK = 0.0005  # seconds between two looks at whether a save is under way
 
 
 def settings(folder: Path, out: str, steps: int, workers: int) -> dict[str, Any]:
@@ -55,63 +59,99 @@ def start(given: dict[str, Any]) -> BaseProcess:
 
 
 def fingerprint(run: Path) -> dict[str, str]:
-    """sha256 of the encoder, of the newest checkpoint's tensors, and of the lines of metrics.jsonl without times."""
+    """sha256 of what a run ends with, by a name that says what it is; of metrics.jsonl each kind without times."""
     newest = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
-    told = [line for line in lines(run) if b'"kind": "train"' in line or b'"kind": "health"' in line]
-    found = {"encoder": (run / "encoder" / "model.safetensors").read_bytes(), "metrics": b"\n".join(told)}
-    found |= {file.name: file.read_bytes() for file in newest.glob("*.safetensors")}
+    found = {"encoder": (run / "encoder" / "model.safetensors").read_bytes()}
+    found |= {"weights": (newest / "model.safetensors").read_bytes()}
+    found |= {"optimiser": (newest / "optimizer.safetensors").read_bytes()}
+    found |= {"index": (run / "index.parquet").read_bytes()}
+    for kind in ("train", "health", "event"):
+        found[f"{kind} lines"] = b"".join(line for line in lines(run) if b'"kind": "%s"' % kind.encode() in line)
     return {name: hashlib.sha256(data).hexdigest() for name, data in found.items()}
 
 
 def lines(run: Path) -> list[bytes]:
     """The lines of metrics.jsonl so far."""
-    return (run / "metrics.jsonl").read_bytes().splitlines() if (run / "metrics.jsonl").exists() else []
+    file = run / "metrics.jsonl"
+    return file.read_bytes().splitlines(keepends=True) if file.exists() else []
 
 
-def until_it_trains(process: BaseProcess, run: Path) -> float:
-    """Seconds until ``process`` has written its first line, or has ended."""
-    begun, file = time.monotonic(), run / "metrics.jsonl"
-    size = file.stat().st_size if file.exists() else 0
-    while process.is_alive():
-        before, size = size, file.stat().st_size if file.exists() else 0
-        if size > before:  # a resume first takes lines back, which makes it smaller
-            break
-        time.sleep(0.005)
-    return time.monotonic() - begun
+def until(process: BaseProcess, seen: Callable[[], object], patience: float = 60.0) -> bool:
+    """Waits until something is ``seen``: True; False when ``process`` ends before, or nothing comes."""
+    end = time.monotonic() + patience
+    while process.is_alive() and time.monotonic() < end:
+        if seen():
+            return True
+        time.sleep(LOOK)
+    return False
+
+
+def trains(run: Path) -> bool:
+    """Whether there is a line of a step, or of the look before it."""
+    return any(b'"kind": "event"' not in line for line in lines(run))
+
+
+def kill_at(process: BaseProcess, run: Path, moment: str, whole: Mapping[str, float]) -> bool:
+    """Kills ``process`` at a "birth", in a "save", or at "any" time; False when it is through before."""
+    if moment == "birth":  # evenly over the time before training and the steps before the first save
+        if random.random() < 0.5:
+            process.join(random.uniform(0, whole["starting"]))
+        elif until(process, lambda: trains(run)):
+            process.join(random.uniform(0, SAVE_EVERY * whole["step"]))
+    elif moment == "save":
+        until(process, lambda: any((run / "checkpoints").glob(".writing-*")))
+        process.join(random.uniform(0, 0.003))
+    else:
+        process.join(random.uniform(0, whole["starting"] + whole["training"] / 2))
+    if not process.is_alive():
+        return False
+    process.kill()
+    process.join()
+    return True
 
 
 def kill_again_and_again(folder: Path, count: int, steps: int, workers: int, seed: int) -> dict[str, Any]:
-    """Runs once undisturbed and once killed ``count`` times; returns what happened, ``same`` among it."""
+    """Runs once undisturbed, and others killed ``count`` times in all; returns what happened, and what ``differs``."""
     np.save(folder / "images.npy", bars(96))
-    run, whole = folder / "killed", folder / "whole"
-    process = start(settings(folder, "whole", steps, workers))
-    starting, begun = until_it_trains(process, whole), time.monotonic()
+    run, undisturbed = folder / "killed", folder / "whole"
+    process, begun = start(settings(folder, "whole", steps, workers)), time.monotonic()
+    until(process, lambda: trains(undisturbed))
+    whole = {"starting": time.monotonic() - begun}
     process.join()
-    training = time.monotonic() - begun
+    whole["training"] = time.monotonic() - begun - whole["starting"]
+    whole["step"] = whole["training"] / steps
     random.seed(seed)
-    found: dict[str, Any] = {"killed": 0, "in_save": 0, "starting": 0, "runs": 1, "seconds": training, "same": True}
-    while found["killed"] < count:
-        process = start(settings(folder, "killed", steps, workers))
-        early = random.random() < EARLY
-        if early:
-            process.join(random.uniform(0, starting))
+    wanted = fingerprint(undisturbed)
+    found: dict[str, Any] = {"killed": 0, "birth": 0, "save": 0, "runs": 0, "differs": set(), **whole}
+
+    def end() -> None:
+        """The run is through, and must be right; the next one begins in an empty folder."""
+        if process.exitcode:
+            found["differs"].add(f"exit code {process.exitcode}")
         else:
-            until_it_trains(process, run)
-            process.join(random.uniform(0, 2 * training / max(count, 4)))
-        if process.is_alive():
-            process.kill()
+            ended = fingerprint(run)
+            found["differs"] |= {name for name in wanted if ended[name] != wanted[name]}
+        found["runs"] += 1
+        run.rename(folder / f"through-{found['runs']}")
+
+    while found["killed"] < count:
+        number = found["killed"]
+        moment = "birth" if number % BIRTHS == 0 else "save" if number % SAVES == 1 else "any"
+        if moment == "birth" and run.exists() and any((run / "checkpoints").glob("step-*")):
+            process = start(settings(folder, "killed", steps, workers))
             process.join()
-            found["killed"] += 1
-            found["in_save"] += any((run / "checkpoints").glob(".writing-*"))
-            found["starting"] += early
-        else:  # through before its time: that one must be right too; begin another
-            found["same"] &= process.exitcode == 0 and fingerprint(run) == fingerprint(whole)
-            run.rename(folder / f"through-{found['runs']}")
-            found["runs"] += 1
-    last = start(settings(folder, "killed", steps, workers))
-    last.join()
-    found["same"] &= last.exitcode == 0 and fingerprint(run) == fingerprint(whole)
-    return found | {"sha256": fingerprint(run)["encoder"]}
+            end()
+        process = start(settings(folder, "killed", steps, workers))
+        if not kill_at(process, run, moment, whole):
+            end()
+            continue
+        found["killed"] += 1
+        found["birth"] += not any((run / "checkpoints").glob("step-*"))
+        found["save"] += any((run / "checkpoints").glob(".writing-*"))
+    process = start(settings(folder, "killed", steps, workers))
+    process.join()
+    end()
+    return found | {"sha256": wanted["encoder"]}
 
 
 def bars(count: int) -> Any:
@@ -132,12 +172,14 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = kill_again_and_again(Path(folder), given.count, given.steps, given.workers, given.seed)
+    same = not found["differs"]
     print(
-        f"{found['killed']} kills ({found['in_save']} in a save, {found['starting']} at the start) over "
-        f"{found['runs']} runs of {given.steps} steps, {found['seconds']:.1f} s of training undisturbed: "
-        + (f"the same bits, encoder sha256 {found['sha256'][:16]}…" if found["same"] else "NOT THE SAME")
+        f"{found['killed']} kills ({found['save']} in a save, {found['birth']} before the first) over "
+        f"{found['runs']} runs of {given.steps} steps, {found['training']:.1f} s of training undisturbed: "
+        + (f"the same bits, encoder sha256 {found['sha256'][:16]}…" if same else "NOT THE SAME: ")
+        + ", ".join(sorted(found["differs"]))
     )
-    raise SystemExit(not found["same"])
+    raise SystemExit(not same)
 
 
 if __name__ == "__main__":

@@ -135,6 +135,21 @@ def test_after_a_resume_the_run_reads_as_if_never_stopped(tmp_path: Path) -> Non
     assert TIMED == ("speed", "event")
 
 
+def test_from_step_0_on_the_first_look_is_written_again(tmp_path: Path) -> None:
+    with open_run(tmp_path) as run:
+        run.log("event", 0, message="seed = 0: chosen")
+        chosen = (tmp_path / "metrics.jsonl").read_bytes()
+        run.log("health", 0, of="features")
+        run.log("train", 1, loss=2.0)
+        written = (tmp_path / "metrics.jsonl").read_bytes()
+        run.rewind(1)
+        assert (tmp_path / "metrics.jsonl").read_bytes() == written
+        run.rewind(0)
+        assert (tmp_path / "metrics.jsonl").read_bytes() == chosen
+        run.rewind(-1)
+        assert (tmp_path / "metrics.jsonl").read_bytes() == b""
+
+
 @pytest.mark.parametrize("tail", [b'{"kind": "train", "st', b'{"kind": "train", "step": 9}', b"\0" * 4096,
                                   b"\0" * 50 + b"\n", b"[1]\n", b"\xff\n", b"[" * 99999 + b"\n"])  # fmt: skip
 def test_a_torn_end_is_not_read_and_is_cut(tmp_path: Path, tail: bytes) -> None:

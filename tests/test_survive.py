@@ -31,7 +31,9 @@ from barlow.checkpoint import latest, load
 from barlow.config import read_toml
 from barlow.errors import DataError, NumbersError, Stopped, UserError
 from barlow.run import replay
+from barlow.runlog import Run
 from barlow.session import Session
+from barlow.watch import Watch
 
 Make = Callable[..., Config]
 Patch = pytest.MonkeyPatch
@@ -79,6 +81,45 @@ def test_a_signal_finishes_the_step_saves_and_leaves(tiny: Make, monkeypatch: Pa
     assert stopped.value.exit_code == code
     run = Path(tiny().out or "")
     assert saved(run) == 3 == lines(run, "train")[-1]["step"]
+
+
+@pytest.mark.parametrize("where", ["first look", "third step"])
+def test_killed_before_the_first_checkpoint_a_run_leaves_no_line_twice(
+    tiny: Make, tmp_path: Path, monkeypatch: Patch, where: str
+) -> None:
+    whole = pretrain(tiny(out=str(tmp_path / "whole")), quiet=True)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if where == "first look":  # its lines are written by then
+            patch.setattr(Watch, "see", killed)
+        else:
+            after(patch, 3, killed)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(tiny(), quiet=True)
+    run = pretrain(tiny(), quiet=True)
+    told = ("train", "health", "event")
+    assert [lines(run, kind) for kind in told] == [lines(whole, kind) for kind in told]
+    assert same(weights(whole), weights(run))
+
+
+def test_killed_while_it_chooses_a_run_begins_anew(tiny: Make, tmp_path: Path, monkeypatch: Patch) -> None:
+    whole = pretrain(tiny(out=str(tmp_path / "whole")), quiet=True)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "write_config", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(tiny(), quiet=True)
+    run = pretrain(tiny(), quiet=True)
+    assert lines(run, "event") == lines(whole, "event")
+    (run / "config.toml").unlink()
+    with pytest.raises(UserError, match=r"holds checkpoints of a run whose config.toml is gone"):
+        pretrain(tiny(), quiet=True)
 
 
 def test_a_signal_with_workers_and_a_resume_with_another_number_of_them(

@@ -10,8 +10,9 @@ import pytest
 
 from barlow import Config, pretrain
 from barlow.checkpoint import latest
-from barlow.errors import NumbersError
+from barlow.errors import NumbersError, Stopped
 from barlow.runlog import read_metrics
+from barlow.session import Session
 from barlow.watch import Watch
 
 
@@ -59,6 +60,32 @@ def test_a_collapsed_run_stops_says_why_and_goes_on_when_told_to(
     newest = latest(run / "checkpoints")
     assert newest
     assert newest.name.endswith("8")
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 5])
+def test_an_interrupted_run_tells_and_stops_at_the_same_look(
+    tiny: Callable[..., Config], tmp_path: Path, at: int
+) -> None:
+    """Kills: what the looks before have told is forgotten, or told again, over a resume."""
+
+    def stops(out: str, stop_on_collapse: bool) -> tuple[Path, str]:
+        config = tiny(views=({}, {}), health_every=2, out=str(tmp_path / out), stop_on_collapse=stop_on_collapse)
+        try:
+            return pretrain(config, quiet=True), ""
+        except NumbersError as error:
+            return tmp_path / out, str(error).partition(" The evidence")[0]
+
+    def told(run: Path) -> list[dict[str, Any]]:
+        return [line for line in read_metrics(run / "metrics.jsonl") if line["kind"] == "event" and line["step"] > 0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Session, "out_of_time", lambda session: session.step == at)
+        for name in ("told", *(("stopped",) if at < 2 else ())):
+            with pytest.raises(Stopped):
+                stops(name, name == "stopped")
+    assert told(stops("told", False)[0]) == told(stops("told whole", False)[0]) != []
+    if at < 2:
+        assert stops("stopped", True)[1] == stops("stopped whole", True)[1] != ""
 
 
 def test_the_report_of_a_stopped_run_is_there(tiny: Callable[..., Config]) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from barlow import ranks
 from barlow.agreement import leave, together
 from barlow.card import write_card
-from barlow.checkpoint import latest, load
+from barlow.checkpoint import candidates, latest, load
 from barlow.config import Config, differences, read_toml, to_toml
 from barlow.console import WORD, say, say_choice
 from barlow.encoder import save_encoder
@@ -172,6 +172,10 @@ def open_run_images(config: Config, images: Any, out: Path) -> Images:
 
 def start(config: Config, images: Any, mine: Own, out: Path, quiet: bool, stack: ExitStack) -> Run:
     """Looks at the images, chooses, says so, and writes the new run folder's first files."""
+    if candidates(out / "checkpoints"):
+        raise UserError(
+            f"{out} holds checkpoints of a run whose config.toml is gone: bring it back, or give another --out."
+        )
     if out.exists():
         run = stack.enter_context(open_run(out))  # before the images: a wrong folder should not cost an indexing
     opened, resolved, choices = survey(config, images, mine)
@@ -179,11 +183,12 @@ def start(config: Config, images: Any, mine: Own, out: Path, quiet: bool, stack:
         run = stack.enter_context(open_run(out))
     if not quiet:
         show_choices(opened, resolved, choices)
+    run.rewind(-1)  # what a run left behind that was killed before it had settings
     write_index(opened, out / "index.parquet")
     Quarantine(opened, out / "quarantine.jsonl", resolved.max_bad or 0.0).start()
-    run.write_config(to_toml(resolved))
     for choice in choices:
         run.log("event", 0, message=f"{choice.word} = {choice.value}: {choice.reason}")
+    run.write_config(to_toml(resolved))  # last: from here on there is a run to continue
     return run
 
 
@@ -233,6 +238,7 @@ def open_session(parts: Ready, begun: Begun, started: float, allow: Collection[s
     session.begin()
     if run:
         run.rewind(session.step)
+        session.recall()
         if not name:
             run.snapshot("held_out", **parts.held_out.pictures())
     return session

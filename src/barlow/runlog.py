@@ -137,12 +137,15 @@ class Run:
         os.fsync(self._metrics.fileno())
 
     def rewind(self, step: int) -> None:
-        """Removes what was written after ``step``, for the resumed run to write it again: lines and snapshots."""
+        """Removes what the run that goes on from ``step`` writes again: lines and snapshots of later steps.
+
+        Of step 0 the look that training begins with is written again too, so only its events stay; -1 leaves nothing.
+        """
         self._flush()
         self._metrics.close()
         path = self.folder / "metrics.jsonl"
         lines = path.read_bytes().splitlines(keepends=True)
-        stay = [line for line in lines if (value := parse(line)) and value.get("step", step) <= step]
+        stay = [line for line in lines if (value := parse(line)) and stays(value, step)]
         if len(stay) < len(lines):
             atomic_write(path, b"".join(stay))
         self._metrics = path.open("ab", buffering=0)
@@ -177,6 +180,12 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def stays(line: Mapping[str, Any], step: int) -> bool:
+    """Whether a line of metrics.jsonl is not written again by a run that goes on from ``step``."""
+    at: int = line.get("step", step)
+    return at <= step and (step > 0 or line.get("kind") == "event")
 
 
 def json_line(record: Mapping[str, object]) -> bytes:

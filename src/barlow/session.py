@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Collection
+from itertools import groupby
 from pathlib import Path
 from typing import Any, final
 
@@ -24,7 +26,7 @@ from barlow.prepare import Ready
 from barlow.quarantine import Quarantine
 from barlow.resources import fit_shared_memory
 from barlow.resume import fitting
-from barlow.runlog import Run
+from barlow.runlog import Run, read_metrics
 from barlow.saver import Saver
 from barlow.signals import Deadline
 from barlow.verdict import is_alarm
@@ -35,6 +37,7 @@ SAVE_SHARE = 0.02  # of the time at most goes into saving at the ends of epochs,
 MEASURE = "twins_found"  # by it the best checkpoint is known without labels: it ranked runs best (docs/log.md)
 LINES = 2000  # of kind "train" in metrics.jsonl at most
 SKIPPED = 50  # steps in a row that float16 may skip: each halves the scale of the loss, from 65,536
+TOO_LARGE = "the learning rate is probably too large"
 RECENT = 50  # steps that the rate shown is the mean of
 
 
@@ -54,7 +57,7 @@ class Session:
         self.parts, self.run, self.saver, self.steps, self.deadline = parts, run, saver, steps, deadline
         self.step, self.skipped, self.in_a_row = 0, 0, 0
         self.measure, self.best = 0.0, (0, 0.0)
-        self.losses: list[float] = []  # those logged since this process began
+        self.losses: list[float] = []  # those logged
         self.worried = False
         self._saved_step = -1
         self._told: set[str] = set()
@@ -77,6 +80,15 @@ class Session:
             self.quarantine = Quarantine(self.parts.images, self.run.folder / "quarantine.jsonl", share, seen)
         self._saved_step = self.step
         self.started = self.saved = self._last = time.monotonic()
+
+    def recall(self) -> None:
+        """After a resume: what metrics.jsonl tells of looks and losses, so that alarms come when they would have."""
+        told = read_metrics(self.run.folder / "metrics.jsonl") if self.run else []
+        looks = [line for line in told if line["kind"] == "health"]
+        for _, look in groupby(looks, key=lambda line: int(line["step"])):
+            self.watch.see(look)
+        self.losses = [math.nan if line["loss"] is None else line["loss"] for line in told if line["kind"] == "train"]
+        self.worried = any(TOO_LARGE in line["message"] for line in told if line["kind"] == "event")
 
     def took(self, batch: Batch, waited: float, skipped: bool) -> None:
         """Counts a step that is done. NumbersError when float16 has skipped too many in a row."""

@@ -21,7 +21,7 @@ from barlow.network import OneTwin
 from barlow.objective import BarlowTwinsLoss, Terms, barlow_twins_loss
 from barlow.optimise import rate, set_rate
 from barlow.prepare import Ready, seed_step
-from barlow.session import Session
+from barlow.session import TOO_LARGE, Session
 from barlow.signals import StopRequest
 
 SOME = 10  # logged losses whose mean is compared
@@ -107,7 +107,7 @@ def worry(session: Session, line: Mapping[str, float], quiet: bool) -> None:
         return
     session.worried = True
     lr = session.parts.config.lr or 0.0
-    message = f"{what}: the learning rate is probably too large; try --lr {lr / 3:.2g} in a new --out"
+    message = f"{what}: {TOO_LARGE}; try --lr {lr / 3:.2g} in a new --out"
     session.log("event", message=message)
     if not quiet:
         say(f"warning: {message}")

@@ -15,8 +15,8 @@ class Watch:
     """Takes the health lines of each look in turn.
 
     One look may catch a run at a bad moment on its way up, so only an alarm at two looks in a row, in the same space,
-    counts. ``collapsed`` says what is wrong now, in one paragraph; empty while nothing stands. Nothing is carried over
-    a resume: it takes two looks again.
+    counts. ``collapsed`` says what is wrong now, in one paragraph; empty while nothing stands. What it knows follows
+    from the looks: a run that is resumed shows it those of metrics.jsonl again.
     """
 
     def __init__(self) -> None:
