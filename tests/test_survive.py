@@ -288,9 +288,16 @@ def test_nothing_to_replay(tiny: Make) -> None:
 def test_a_learning_rate_that_is_far_too_large_says_so(tiny: Make) -> None:
     with pytest.raises(NumbersError, match="learning rate that is too large: try --lr 33 "):
         pretrain(tiny(lr=100.0, steps=60), quiet=True)
-    assert "has become constant: the learning rate is probably too large; try --lr 33 " in events(
-        Path(tiny().out or "")
-    )
+
+
+def test_an_output_that_is_constant_is_told_once_over_a_resume(tiny: Make, monkeypatch: Patch) -> None:
+    """When such a rate first shows differs from processor to processor, so it is made to show."""
+    told = barlow.train.told
+    monkeypatch.setattr(barlow.train, "told", lambda terms: {**told(terms), "diagonal": 0.0})
+    run = stopped_at(tiny(lr=0.3), 3)
+    pretrain(tiny(lr=0.3), quiet=True)
+    words = "every output of the projector has become constant: the learning rate is probably too large; try --lr 0.1 "
+    assert events(run).count(words) == 1
 
 
 def test_float16_counts_the_steps_it_skips_and_resumes_to_the_bit(
