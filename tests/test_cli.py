@@ -144,6 +144,9 @@ def test_labels_for_a_few_of_the_images(
         assert "accuracy on 6 images, 24 for training" in out
         for row in ("k-NN (24 labels)", "linear (24 labels)", "1 % of labels", "10 % of labels"):
             assert row in out
+        page = (run / "report.html").read_text(encoding="utf-8")
+        assert "With labels" in page
+        (run / "report.html").unlink()
     table.write_text("path,label\nelsewhere/x.png,cat\nelsewhere/y.png,dog\n")
     code, _, err = call(capsys, "evaluate", run, "--labels", table)
     assert (code, len(err.splitlines())) == (2, 1)

@@ -149,7 +149,12 @@ def test_evaluate_writes_what_it_returns_and_again_the_same(run: Path, tmp_path:
     assert json.loads(written) == result
     evaluate(run, str(train), test=str(test), seed=3)
     assert (run / "evaluation.json").read_text(encoding="utf-8") == written
-    assert sorted(path.name for path in run.iterdir()) == ["encoder", "evaluation.json"]
+    names = ["encoder", "evaluation.json"] + ["snapshots"] * bool(result["mistakes"])
+    assert sorted(path.name for path in run.iterdir()) == names
+    wrong = round((1 - result["rows"][0]["trained"]) * 30)
+    assert 0 < len(result["mistakes"]) <= wrong
+    with np.load(run / "snapshots" / "mistakes.npz") as stored:
+        assert len(stored["pictures"]) == len(result["mistakes"])
     # the second column is this architecture with the weights that the run's own seed gave it
     fresh = load_encoder(run)
     torch.manual_seed(7)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from barlow.figures import Snapshot, cross_correlation, embedding_map, neighbours, varied
+from barlow.figures import Snapshot, cross_correlation, embedding_map, neighbours, strongest, varied
 from barlow.pictures import Line, axis, chart, diverging, picture, sheet, short, thin, thumbnail
 
 
@@ -84,10 +84,12 @@ def test_neighbours_are_the_nearest_by_cosine_and_never_the_image_itself() -> No
 def test_the_map_puts_the_strongest_direction_across() -> None:
     z = np.zeros((9, 3))
     z[:, 1], z[:, 2] = np.linspace(-4, 4, 9), np.tile([0.5, -0.5, 0], 3)
-    made = embedding_map(z, np.zeros((9, 8, 8, 1), np.uint8), [str(i) for i in range(9)])
-    across = [float(point["x"]) for point in made["points"]]
+    plane, share = strongest(z)
+    points = embedding_map(plane, [str(i) for i in range(9)], 3)
+    across = [float(point["x"]) for point in points]
     assert across == sorted(across) or across == sorted(across, reverse=True)
-    assert made["share"] == "100%"
-    assert any(point["big"] for point in made["points"])
-    flat = embedding_map(np.ones((4, 1)), np.zeros((4, 8, 8, 3), np.uint8), list("abcd"))
-    assert {point["x"] for point in flat["points"]} == {"3.0"}
+    assert share == "100%"
+    assert any(point["big"] for point in points)
+    assert [(point["column"], point["row"]) for point in points[2:5]] == [(2, 0), (0, 1), (1, 1)]
+    flat = embedding_map(strongest(np.ones((4, 1)))[0], list("abcd"), 2)
+    assert {point["x"] for point in flat} == {"3.0"}

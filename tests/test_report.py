@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -271,3 +274,50 @@ def test_spectrum_over_time_shows_where_the_variance_is() -> None:
     assert made["first"] == "0"
     assert made["room"] == "4"
     assert made["picture"].startswith("data:image/png;base64,")
+
+
+def with_mistakes(folder: Path) -> Path:
+    near = [{"place": i, "image": HOSTILE, "label": "bag", "cosine": 0.9} for i in range(5)]
+    row = {"place": 7, "image": HOSTILE, "label": HOSTILE, "answer": "bag", "certainty": 0.875, "neighbours": near}
+    (folder / "evaluation.json").write_text(json.dumps(JUDGED | {"mistakes": [row, row]}))
+    np.savez(folder / "snapshots/mistakes.npz", pictures=np.zeros((2, 6, 8, 8, 1), np.uint8))
+    return folder
+
+
+def test_the_worst_mistakes_are_shown(run: Maker) -> None:
+    text, page = page_of(with_mistakes(run()))
+    assert "Worst mistakes" in page.words
+    assert "88% of the votes" in page.words
+    assert "<script" not in text
+    assert page.words.count("taken for") == 2
+
+
+@pytest.mark.parametrize("damage", [b"", b"torn", None])
+def test_mistakes_without_their_pictures_are_left_out(run: Maker, damage: bytes | None) -> None:
+    folder = with_mistakes(run())
+    path = folder / "snapshots/mistakes.npz"
+    if damage is None:
+        np.savez(path, pictures=np.zeros((3, 6, 8, 8, 1), np.uint8))
+    else:
+        path.write_bytes(damage)
+    _, page = page_of(folder)
+    assert "Worst mistakes" not in page.words
+    assert "With labels" in page.words
+
+
+def test_umap_is_a_second_map_where_it_is_installed(run: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Umap:
+        def __init__(self, **settings: Any) -> None:
+            assert settings["random_state"] == 0
+
+        def fit_transform(self, features: np.ndarray) -> np.ndarray:
+            return features[:, :2]
+
+    folder = run()
+    monkeypatch.setitem(sys.modules, "umap", None)
+    _, page = page_of(folder)
+    alone = sum(tag == "i" for tag, _ in page.tags)
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=Umap))
+    _, page = page_of(folder)
+    assert sum(tag == "i" for tag, _ in page.tags) == alone + 60
+    assert "UMAP" in page.words

@@ -86,7 +86,8 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Measure the encoder of a run with labels, beside the untrained encoder and raw pixels.
 
-    Weighted k-NN, a linear probe, and probes on 1 % and 10 % of the labels. The result is kept in evaluation.json.
+    Weighted k-NN, a linear probe, and probes on 1 % and 10 % of the labels. The result is kept in evaluation.json
+    and shown in the report.
 
     Args:
         run: Run folder.
@@ -100,8 +101,11 @@ def evaluate(
         json: Print the result as JSON.
     """
     from barlow.evaluate import evaluate, table
+    from barlow.report import write_report
 
     result = evaluate(run, labels, images=images, test=test, seed=seed, fine_tune=fine_tune)
+    if (run / "metrics.jsonl").is_file():  # not where only an encoder was copied somewhere
+        write_report(run)
     print(as_json(result) if json else table(result))
 
 

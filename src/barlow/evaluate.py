@@ -25,8 +25,10 @@ from barlow.features import features_of, fingerprint, raw_pixels
 from barlow.files import atomic_write
 from barlow.finetune import fine_tune_rows
 from barlow.labelled import Labelled, divided, open_labelled
+from barlow.mistakes import named, pictures, worst_mistakes
 from barlow.pairs import path_columns, read_table
 from barlow.progress import progress
+from barlow.runlog import write_arrays
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -75,6 +77,8 @@ def evaluate(
     result = {"labels": str(labels)} | compare(
         labelled, encoders, seed=seed, batch_size=batch_size, fine_tune=fine_tune
     )
+    if result["mistakes"]:
+        write_arrays(run / "snapshots" / "mistakes.npz", pictures=pictures(result["mistakes"], labelled))
     atomic_write(run / "evaluation.json", json.dumps(result, ensure_ascii=False) + "\n")
     return result
 
@@ -98,7 +102,8 @@ def compare(
     ``intervals`` by column, that of the first also as ``interval``: Wilson over the test images; for few labels
     Student's t over the ``draws``, which stand beside it. ``training_labels``: how many each protocol used.
     ``details``: per encoder and protocol balanced accuracy, a row a class, and the confusion matrix (row: label,
-    column: answer). ``weights``: sha256 of each encoder, before as after.
+    column: answer). ``mistakes``: the surest wrong answers of k-NN on the first encoder's features, see
+    ``mistakes.named``. ``weights``: sha256 of each encoder, before as after.
     """
     pixels, digests, how = raw_pixels(labelled.images)
     labelled = divided(labelled, digests, seed)
@@ -126,6 +131,14 @@ def compare(
             measured["training_labels"][row["protocol"]] = used
             for name, (truth, answers) in details.items():
                 measured["details"].setdefault(name, {})[row["protocol"]] = _detail(truth, answers, names)
+    mistakes = []
+    if kind == "classes":
+        of_encoder = parts[next(iter(encoders))]
+        found = worst_mistakes(
+            of_encoder[0], targets[0], of_encoder[1], targets[1], k=min(K, int(train.sum())), temperature=TEMPERATURE,
+            classes=len(names),
+        )  # fmt: skip
+        mistakes = named(found, labelled, np.flatnonzero(train), np.flatnonzero(test))
     bad = sum(len(images.bad) for images in labelled.images)
     return {
         "images": {"train": int(train.sum()), "test": int(test.sum()), "unreadable": bad + int((~read).sum())},
@@ -135,6 +148,7 @@ def compare(
         "settings": {"k": min(K, int(train.sum())), "temperature": TEMPERATURE, "draws": DRAWS, PIXELS_COLUMN: how},
         "columns": list(columns),
         **measured,
+        "mistakes": mistakes,
         "weights": weights,
     }
 

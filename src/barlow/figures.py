@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from barlow.health import spectrum
-from barlow.pictures import Line, apart, chart, diverging, sheet, thumbnail
+from barlow.pictures import Line, apart, chart, diverging, thumbnail
 
 Array = NDArray[Any]
 
@@ -130,24 +131,57 @@ def strips(snapshots: list[Snapshot], images: Array, keys: list[str]) -> list[di
     return rows
 
 
-def embedding_map(features: Array, images: Array, keys: list[str]) -> dict[str, Any]:
-    """The features on their two strongest directions (PCA): one point an image, 0..100, with its cell of the sheet."""
+def mistakes(stored: Any, arrays: Array) -> list[dict[str, Any]]:
+    """Rows of a test image that k-NN was surest of and wrong, with the training images that voted (``mistakes.py``).
+
+    ``stored``: of evaluation.json; ``arrays``: their pictures (m, 1 + neighbours, s, s, c), one row for each.
+    """
+    rows = []
+    for found, drawn in zip(stored, arrays, strict=True):
+        near = [
+            {"picture": thumbnail(array), "key": f"{n['image']}, cosine {n['cosine']:.2f}", "label": str(n["label"]),
+             "right": n["label"] == found["label"]}
+            for n, array in zip(found["neighbours"], drawn[1:], strict=False)
+        ]  # fmt: skip
+        said = {name: str(found[name]) for name in ("image", "label", "answer")}
+        rows.append({**said, "sure": f"{found['certainty']:.0%}", "picture": thumbnail(drawn[0]), "near": near})
+    return rows
+
+
+def strongest(features: Array) -> tuple[Array, str]:
+    """(places (m, 2) on the two strongest directions (PCA), their share of the variance in words)."""
     z = features.astype(np.float64)
     z -= z.mean(axis=0)
     u, sigma, _ = np.linalg.svd(z, full_matrices=False)
     plane = np.zeros((len(z), 2))
     plane[:, : min(2, len(sigma))] = (u * sigma)[:, :2]
+    total = float(np.square(sigma).sum()) or 1.0
+    return plane, f"{float(np.square(sigma[:2]).sum()) / total:.0%}"
+
+
+def umap(features: Array) -> Array | None:
+    """Places (m, 2) by UMAP (McInnes et al. 2018, arXiv:1802.03426) with the cosine, always the same ones; None where
+    the package is not installed or cannot cope."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its own dependencies, and that one seed means one thread
+            from umap import UMAP
+
+            near = max(2, min(15, len(features) - 1))
+            return np.asarray(UMAP(n_neighbors=near, metric="cosine", random_state=0).fit_transform(features))
+    except Exception:  # an extra picture never costs the report
+        return None
+
+
+def embedding_map(plane: Array, keys: list[str], cells: int) -> list[dict[str, Any]]:
+    """Images at their places (m, 2): one point an image, 0..100, with its cell of a sheet of ``cells`` a row."""
     low, high = np.quantile(plane, 0.005, axis=0), np.quantile(plane, 0.995, axis=0)
     places = 3 + 94 * np.clip((plane - low) / np.maximum(high - low, 1e-30), 0, 1)
     # images in order of their distance from the middle, so that the rim is shown as pictures first
     order = np.argsort(-np.square(places - 50).sum(axis=1), kind="stable")
-    shown = np.zeros(len(z), dtype=bool)
+    shown = np.zeros(len(plane), dtype=bool)
     shown[order] = apart(places[order], 5.6, THUMBS)
-    picture, cells = sheet(images)
-    points = [
+    return [
         {"x": f"{x:.1f}", "y": f"{100 - y:.1f}", "column": i % cells, "row": i // cells, "big": big, "key": key}
         for i, ((x, y), big, key) in enumerate(zip(places, shown, keys, strict=True))
     ]
-    total = float(np.square(sigma).sum()) or 1.0
-    share = float(np.square(sigma[:2]).sum()) / total
-    return {"sheet": picture, "cells": cells, "points": points, "share": f"{share:.0%}"}

@@ -46,9 +46,18 @@ class Labelled:
 
     def key(self, i: int) -> str:
         """The name of image ``i`` of all."""
+        images, place = self._source(i)
+        return images.key(place)
+
+    def read(self, i: int) -> NDArray[Any]:
+        """Image ``i`` of all, (h, w, c); raises BadImage."""
+        images, place = self._source(i)
+        return images.read(place)
+
+    def _source(self, i: int) -> tuple[Images, int]:
         for images in self.images:
             if i < len(images):
-                return images.key(i)
+                return images, i
             i -= len(images)
         raise IndexError(i)
 

@@ -85,7 +85,7 @@ def axis(values: Array, *, log: bool = False, zero: bool = False, low: float | N
         return Axis(10.0**first, 10.0**last, True, [10.0**k for k in range(first, last + 1, step)])
     bottom = min(bottom, 0.0) if zero else bottom
     if top - bottom <= 1e-12 * max(abs(top), 1.0):
-        bottom, top = (0.0, top * 1.25) if top > 0 else (bottom - 1, top + 1)
+        bottom, top = (0.0, top * 1.25) if top > 0 else (bottom if zero else bottom - 1, top + 1)
     raw = (top - bottom) / 4
     unit = 10 ** math.floor(math.log10(raw))
     step_size = next(unit * m for m in (1, 2, 2.5, 5, 10) if unit * m >= raw * 0.999)

@@ -6,7 +6,7 @@ the labels it is judged by: ``knn`` and the probes return predictions, the figur
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,19 +35,26 @@ def knn(
     near rows the earlier counts, of classes with equal votes the lower. A row of zeros has similarity 0 to all.
     ``classes``: K, where the bank does not hold the highest class. Needs m·d + BLOCK numbers of memory.
     """
+    votes = neighbour_votes(bank, bank_labels, queries, k=k, temperature=temperature, classes=classes)
+    return torch.cat([block.argmax(1) for _, _, block in votes]).numpy()
+
+
+def neighbour_votes(
+    bank: Floats, bank_labels: Ints, queries: Floats, *, k: int, temperature: float, classes: int | None = None
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """What ``knn`` decides by, for blocks of queries in their order: cosines (b, k) float32 of the nearest rows of the
+    bank, nearest first, these rows (b, k), and the votes (b, classes) float64 of their labels. Arguments as there."""
     if not 1 <= k <= len(bank):
         raise ValueError(f"k must lie between 1 and the {len(bank)} rows of the bank, not {k}")
     columns = torch.nn.functional.normalize(_tensor(bank), dim=1).T
     labels = torch.from_numpy(np.asarray(bank_labels, np.int64))
     count = classes or int(labels.max()) + 1
-    unit, step, answers = torch.nn.functional.normalize(_tensor(queries), dim=1), max(1, BLOCK // len(bank)), []
+    unit, step = torch.nn.functional.normalize(_tensor(queries), dim=1), max(1, BLOCK // len(bank))
     for start in range(0, len(unit), step):
         rows = unit[start : start + step]
         near, which = _nearest(rows @ columns, k)
         weights = ((near - near.amax(1, keepdim=True)).double() / temperature).exp()
-        votes = torch.zeros(len(rows), count, dtype=torch.float64).scatter_add_(1, labels[which], weights)
-        answers.append(votes.argmax(1))
-    return torch.cat(answers).numpy()
+        yield near, which, torch.zeros(len(rows), count, dtype=torch.float64).scatter_add_(1, labels[which], weights)
 
 
 def _nearest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -20,11 +20,22 @@ from numpy.typing import NDArray
 
 from barlow import __version__
 from barlow.errors import UserError
-from barlow.figures import Snapshot, embedding_map, matrices, neighbours, spectra, spectrum_over_time, strips
+from barlow.figures import (
+    Snapshot,
+    embedding_map,
+    matrices,
+    mistakes,
+    neighbours,
+    spectra,
+    spectrum_over_time,
+    strips,
+    strongest,
+    umap,
+)
 from barlow.files import atomic_write
 from barlow.health import diagnose, spectrum
 from barlow.judgement import evaluation_table
-from barlow.pictures import thumbnail
+from barlow.pictures import sheet, thumbnail
 from barlow.runlog import SNAPSHOT, parse, read_environment
 from barlow.story import cards, choices, health_charts, loss_charts, notes, overall
 
@@ -43,6 +54,7 @@ class Folder(NamedTuple):
     snapshots: list[Snapshot]  # the first, two between, the last: fewer where there are fewer
     spectra: list[tuple[int, NDArray[Any], NDArray[Any]]]  # step, of the features, of the embedding, at every look
     evaluation: Any
+    mistakes: Arrays  # their pictures
     quarantined: list[dict[str, Any]]
 
 
@@ -72,7 +84,7 @@ def read_folder(run: Path) -> Folder:
     return Folder(
         run, _toml(run / "config.toml"), read_environment(run), lines, _held_out(run / "snapshots" / "held_out.npz"),
         _snapshots(run / "snapshots"), _spectra(run / "snapshots"), _json(run / "evaluation.json"),
-        _json_lines(run / "quarantine.jsonl"),
+        _arrays(run / "snapshots" / "mistakes.npz"), _json_lines(run / "quarantine.jsonl"),
     )  # fmt: skip
 
 
@@ -96,8 +108,10 @@ def context(folder: Folder) -> dict[str, Any]:
         "cards": cards(folder.config, folder.lines, health),
         "loss": loss_charts(folder.config, folder.lines["train"]),
         "health": health_charts(health),
-        "matrices": [], "spectra": [], "over_time": [], "neighbours": [], "strips": [], "map": None, "views": [],
+        "matrices": [], "spectra": [], "over_time": [], "neighbours": [], "strips": [], "sheet": None, "maps": [],
+        "views": [],
         "evaluation": table,
+        "mistakes": _mistakes(folder),
         "settings": choices(folder.config, folder.lines["event"]),
         "machine": [(key, str(value)) for key, value in folder.environment.items() if value not in (None, "", [])],
         "notes": notes(folder.lines["event"]),
@@ -125,7 +139,26 @@ def _draw(folder: Folder, shown: dict[str, Any]) -> None:
         images, keys = held_out["images"], [str(key) for key in held_out["keys"]]
         shown["neighbours"] = neighbours(snapshots, images, keys)
         shown["strips"] = strips(snapshots, images, keys)
-        shown["map"] = embedding_map(snapshots[-1].features, images, keys)
+        shown["sheet"], shown["cells"] = sheet(images)
+        plane, share = strongest(snapshots[-1].features)
+        about = f"The two strongest directions of the encoder's output (PCA; {share} of the variance)"
+        shown["maps"].append({"about": about, "points": embedding_map(plane, keys, shown["cells"])})
+        if (plane_of_umap := umap(snapshots[-1].features)) is not None:
+            about = "The same by UMAP, which keeps neighbours together; distances between groups say little"
+            shown["maps"].append({"about": about, "points": embedding_map(plane_of_umap, keys, shown["cells"])})
+
+
+def _mistakes(folder: Folder) -> list[dict[str, Any]]:
+    try:
+        return mistakes(folder.evaluation["mistakes"], _pictures(folder.mistakes["pictures"], 5))
+    except (KeyError, TypeError, ValueError):  # none, of another time, or damaged
+        return []
+
+
+def _pictures(array: NDArray[Any], axes: int) -> NDArray[np.uint8]:
+    if array.ndim != axes or array.dtype != np.uint8 or not array.size:
+        raise ValueError("no pictures")
+    return array
 
 
 def _health_of(snapshots: list[Snapshot]) -> list[dict[str, Any]]:

@@ -155,16 +155,8 @@ class Run:
                 snapshot.unlink()
 
     def snapshot(self, name: str, **arrays: np.ndarray[Any, Any]) -> Path:
-        """Writes snapshots/``name``.npz, whole or not at all. Raises TypeError for arrays of Python objects."""
-        for key, array in arrays.items():
-            if array.dtype.hasobject:
-                raise TypeError(f"array {key} holds Python objects, which only pickle could write")
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)  # type: ignore[arg-type]
-        path = self.folder / "snapshots" / f"{name}.npz"
-        path.parent.mkdir(exist_ok=True)
-        atomic_write(path, buffer.getvalue())
-        return path
+        """Writes snapshots/``name``.npz as ``write_arrays`` does."""
+        return write_arrays(self.folder / "snapshots" / f"{name}.npz", **arrays)
 
     def close(self) -> None:
         """Closes the files and releases the lock. Raises OSError when lines that waited for room are lost."""
@@ -240,3 +232,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if None in values:
         raise UserError(f"line {values.index(None) + 1} of {path} is damaged: remove it")
     return [value for value in values if value is not None]
+
+
+def write_arrays(path: Path, **arrays: np.ndarray[Any, Any]) -> Path:
+    """Writes an .npz file, whole or not at all. Raises TypeError for arrays of Python objects."""
+    for key, array in arrays.items():
+        if array.dtype.hasobject:
+            raise TypeError(f"array {key} holds Python objects, which only pickle could write")
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    path.parent.mkdir(exist_ok=True)
+    atomic_write(path, buffer.getvalue())
+    return path
