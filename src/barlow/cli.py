@@ -4,40 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from cyclopts import App, CycloptsError, Parameter, Token, UnusedCliTokensError, convert
+from cyclopts import App, CycloptsError, Parameter
 
-from barlow import __version__
 from barlow.config import Config, merge, read_toml
 from barlow.errors import DataError, NumbersError, Stopped, UserError
-
-
-def typed(kind: Any, tokens: Sequence[Token]) -> Any:
-    """The words of one option as a value of its type. A whole number is written as one: 9.5 is not rounded."""
-    if kind in (int, int | None) and not all(token.value.strip().lstrip("+-").isdecimal() for token in tokens):
-        raise ValueError(f"{tokens[0].value!r} is not a whole number")
-    return convert(kind, tokens)
-
+from barlow.words import as_json, misread, typed, version_line
 
 app = App(
     name="barlow",
     help="Self-supervised learning with Barlow Twins: unlabelled images in, a trusted encoder and a report out.",
-    version=lambda: version_line(),
+    version=version_line,
     help_format="plaintext",  # markdown would import a parser that help has no time for
     default_parameter=Parameter(negative_iterable=(), converter=typed),
 )
-
-
-def version_line() -> str:
-    """The version of barlow and of torch, and the device that a run would use; torch itself is not imported."""
-    from barlow.environment import accelerators, cpu_model, torch_version
-
-    found = accelerators()
-    device = f"{len(found)} × {found[0]}" if found else f"{cpu_model()} (no GPU)"
-    return f"barlow {__version__}, torch {torch_version()}, {device}"
 
 
 Settings = Annotated[Config | None, Parameter(name="*")]
@@ -281,20 +263,6 @@ def main(arguments: list[str] | None = None) -> None:
         fail(f"barlow: {name} cannot be used: {error.strerror}", UserError.exit_code)
     except KeyboardInterrupt:
         fail("barlow: interrupted", 130)
-
-
-def misread(error: CycloptsError) -> str:
-    """In one sentence, what on the command line could not be understood."""
-    if isinstance(error, UnusedCliTokensError):
-        return f"Nothing is done with {' '.join(error.unused_tokens or [])!r}: is there an option missing before it?"
-    return " ".join(str(error).split())
-
-
-def as_json(result: object) -> str:
-    """The result as text for machines."""
-    import json
-
-    return json.dumps(result, indent=2)
 
 
 def fail(sentence: str, code: int) -> None:
