@@ -93,6 +93,8 @@ def test_workers_ignore_the_signals_and_can_be_ended() -> None:
         os.kill(child.pid or 0, each)
     child.join(0.2)
     assert child.is_alive()
+    kill_workers(spared=[child])
+    assert child.is_alive()
     kill_workers()
     assert child.exitcode == -signal.SIGKILL
     assert multiprocessing.active_children() == []

@@ -143,7 +143,7 @@ def load_encoder(path: str | Path, model: nn.Module | None = None) -> Encoder:
         raise UserError(f"The weights in {folder} do not fit {what}: {reason}") from None
     if not all(t.isfinite().all() for t in tensors.values() if t.is_floating_point()):
         raise UserError(f"The encoder's weights {folder / WEIGHTS} hold values that are not finite.")
-    return _wrap(model, config)
+    return wrap(model, config)
 
 
 def untrained(path: str | Path, seed: int) -> Encoder:
@@ -152,7 +152,7 @@ def untrained(path: str | Path, seed: int) -> Encoder:
     config = read_config(folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _wrap(rebuild(config, folder), config)
+        return wrap(rebuild(config, folder), config)
 
 
 def encoder_folder(path: str | Path) -> Path:
@@ -214,7 +214,8 @@ def rebuild(config: Mapping[str, Any], folder: Path) -> nn.Module:
     return build_encoder(name, arguments, channels=channels, size=size, pretrained=False)
 
 
-def _wrap(model: nn.Module, config: Mapping[str, Any]) -> Encoder:
+def wrap(model: nn.Module, config: Mapping[str, Any]) -> Encoder:
+    """A trained ``model`` with the preprocessing of its config.json, in evaluation mode."""
     cfg, about = config["pretrained_cfg"], config.get("barlow", {})
     span, shape = about.get("value_range"), about.get("shape", ())
     return Encoder(model, size=0 if shape else cfg["input_size"][1], mean=cfg["mean"], std=cfg["std"], shape=shape,

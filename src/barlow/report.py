@@ -6,6 +6,7 @@ No script, no font, no picture from elsewhere, and a content policy that forbids
 
 from __future__ import annotations
 
+import functools
 import json
 import tomllib
 import zipfile
@@ -90,9 +91,15 @@ def read_folder(run: Path) -> Folder:
 
 def render(folder: Folder) -> str:
     """The page as text."""
+    return str(template().render(**context(folder)))
+
+
+@functools.cache  # compiling it takes longer than all that a small run trains
+def template() -> jinja2.Template:
+    """The page without its content."""
     source = (files("barlow") / "report.html.j2").read_text(encoding="utf-8")
     engine = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return engine.from_string(source).render(**context(folder))
+    return engine.from_string(source)
 
 
 def context(folder: Folder) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
@@ -82,7 +83,7 @@ def pretrain(
     """
     started = time.monotonic()
     check_allowed(allow)
-    mine = own(views, encoder)
+    mine, others = own(views, encoder), multiprocessing.active_children()
     config = mine.recorded(config)
     with ExitStack() as stack:
         out = Path(config.out or RULES["out"](config, _NOTHING)[0])
@@ -96,7 +97,7 @@ def pretrain(
             begun = fix_length(begun, fabric, mine, started, quiet)
         parts = ready(begun.config, fabric, begun.images, mine)
         session = open_session(parts, begun, started, allow, stack)
-        stack.callback(kill_workers)  # they ignore the stop signals; none may outlive us
+        stack.callback(kill_workers, others)  # ours ignore the stop signals; none may outlive us
         if session.step < session.steps:
             with StopRequest() as stop, out_of_memory_in_words(parts):
                 train(session, stop, quiet=quiet)

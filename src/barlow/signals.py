@@ -9,7 +9,8 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from multiprocessing.process import BaseProcess
 from types import FrameType, TracebackType
 from typing import Any, final
 
@@ -66,9 +67,10 @@ def ignore_stop_signals(_: int = 0) -> None:
         signal.signal(each, signal.SIG_IGN)
 
 
-def kill_workers() -> None:
-    """Ends the child processes of ``multiprocessing`` that are still there (SIGKILL), so that no exit waits for one."""
-    for child in multiprocessing.active_children():
+def kill_workers(spared: Collection[BaseProcess] = ()) -> None:
+    """Ends the child processes of ``multiprocessing`` that are still there (SIGKILL), so that no exit waits for one;
+    but not ``spared``, those of somebody else in this process."""
+    for child in set(multiprocessing.active_children()) - set(spared):
         child.kill()
         child.join()
 
