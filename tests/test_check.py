@@ -189,3 +189,29 @@ def test_of_very_many_images_some_are_compared(tmp_path: Path, monkeypatch: pyte
     scenes(tmp_path, 20)
     monkeypatch.setattr(room, "COMPARED", 5)
     assert check(tmp_path)["near_duplicates"]["compared"] == 5
+
+
+def test_both_columns_of_given_pairs_are_looked_at(tmp_path: Path) -> None:
+    scenes(tmp_path, 12)
+    files = {f"b{k:02}.npy": npy(scene(50 + k)[..., [0, 1]].astype(np.uint16) * 200) for k in range(10)}
+    files["b10.npy"] = b"no array"
+    corpus.write(tmp_path, files)
+    table = tmp_path / "pairs.csv"
+    table.write_text("first,second\n" + "".join(f"{k:02}.png,b{k:02}.npy\n" for k in range(11)))
+    report = check(table)
+    second = report["second"]
+    assert (report["channels"], second["channels"], second["dtype"]) == (3, 2, "uint16")
+    assert (report["images"], second["images"]) == (10, 10)
+    assert second["unreadable"]["count"] == 1
+    assert not report["usable"]  # one of eleven is more than the 5 % that pretrain allows
+    assert "second images: 1 of 11 images cannot be read" in " ".join(report["problems"])
+    words = dict(rows(report))
+    assert words["become"] == "3 channels of uint8"
+    assert words["second: become"] == "2 channels of uint16"
+    json.dumps(report)
+
+    table.write_text("first,second\n" + "".join(f"{k:02}.png,{(k if k < 3 else 11 - k):02}.png\n" for k in range(12)))
+    report = check(table)
+    assert report["equal_pairs"] == {"count": 3, "examples": ["00.png", "01.png", "02.png"]}
+    assert report["usable"]
+    assert report["problems"] == ["3 pairs are one file twice: there is nothing in them to agree on"]

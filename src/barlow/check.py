@@ -88,13 +88,19 @@ def check(source: Source, splits: Mapping[str, Source] | None = None, channels: 
     """A report in plain JSON values. ``splits``: name → other images; none of the sets should share an image.
 
     ``usable`` is False when more than 5 % cannot be read, fewer than two can, or all are constant. ``problems`` says so
-    in sentences, and what else deserves a look. Raises UserError, and DataError when not one image can be read.
+    in sentences, and what else deserves a look. Of given pairs the second images have a report of their own,
+    ``second``, and ``equal_pairs`` are those whose two files are the same; splits are compared by the first. Raises UserError, and DataError when not one image can be read.
     """
     first = look(open_images(source, channels=channels))
     looked = {"images": first}
     for name, other in (splits or {}).items():
         looked[name] = look(open_images(other, channels=first.images.channels))
     report = contents(first.images) | findings(first)
+    if first.images.second is not None:
+        second = look(first.images.second)
+        report["second"] = contents(second.images) | findings(second)
+        equal = [i for i, (a, b) in enumerate(zip(first.digests, second.digests, strict=True)) if a == b != b""]
+        report["equal_pairs"] = _named([first.images.key(i) for i in equal])
     pairs = combinations(looked, 2)
     report["leaks"] = [{"between": [a, b], **_leaks(looked[a], looked[b])} for a, b in pairs]
     return report | verdict(report)
@@ -182,6 +188,8 @@ def _spread(lengths: Array) -> Report:
 
 def verdict(report: Report) -> Report:
     """``usable`` and ``problems``, from the findings."""
+    if "second" in report:
+        return _of_pairs(report)
     n, broken = report["images"], report["unreadable"]["count"]
     stops, looks = [], []
     if n < 2:
@@ -199,3 +207,15 @@ def verdict(report: Report) -> Report:
         if shared := leak["exact"]["count"] + leak["near"]["count"]:
             looks.append(f"{' and '.join(leak['between'])} share {shared:,} images: results on one would be too good")
     return {"usable": not stops, "problems": stops + looks}
+
+
+def _of_pairs(report: Report) -> Report:
+    """The same of given pairs, from what is said of each column alone."""
+    both = {"first": {k: v for k, v in report.items() if k not in ("second", "equal_pairs")}}
+    both["second"] = report["second"] | {"leaks": []}
+    said = {column: verdict(found) for column, found in both.items()}
+    problems = [f"{column} images: {problem}" for column, found in said.items() for problem in found["problems"]]
+    equal = report["equal_pairs"]["count"]
+    if equal:
+        problems.append(f"{equal:,} pairs are one file twice: there is nothing in them to agree on")
+    return {"usable": all(found["usable"] for found in said.values()), "problems": problems}

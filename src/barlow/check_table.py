@@ -9,8 +9,21 @@ SHOWN = 3  # examples in a row of the table; the JSON has more
 
 def rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     """(what, finding) for a table of two columns."""
-    out = [
-        ("images", f"{report['images']:,} usable, of kind {report['kind']}"),
+    out = [("images", f"{report['images']:,} usable, of kind {report['kind']}"), *_of_column(report)]
+    if second := report.get("second"):
+        out += [(f"second: {what}", finding) for what, finding in _of_column(second)]
+        out.append(("one file twice", _found(report["equal_pairs"])))
+    if report["passed_over"]:
+        out.append(("passed over", ", ".join(f"{n:,} {ending}" for ending, n in report["passed_over"].items())))
+    for leak in report["leaks"]:
+        both = " and ".join(leak["between"])
+        out += [(f"{both}: same", _found(leak["exact"])), (f"{both}: nearly", _found(leak["near"]))]
+    return out + [("problem", problem) for problem in report["problems"]]
+
+
+def _of_column(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """What is said of one kind of images: all of them, or one column of pairs."""
+    return [
         ("unreadable", _found(report["unreadable"])),
         ("modes", ", ".join(f"{count:,} {mode}" for mode, count in report["modes"].items())),
         ("become", f"{report['channels']} channel{'s' * (report['channels'] > 1)} of {report['dtype']}"),
@@ -24,12 +37,6 @@ def rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("mean of channels", ", ".join(f"{m:.3f}" for m in report["mean"])),
         ("sd of channels", ", ".join(f"{s:.3f}" for s in report["sd"])),
     ]
-    if report["passed_over"]:
-        out.append(("passed over", ", ".join(f"{n:,} {ending}" for ending, n in report["passed_over"].items())))
-    for leak in report["leaks"]:
-        both = " and ".join(leak["between"])
-        out += [(f"{both}: same", _found(leak["exact"])), (f"{both}: nearly", _found(leak["near"]))]
-    return out + [("problem", problem) for problem in report["problems"]]
 
 
 def _found(finding: dict[str, Any]) -> str:
