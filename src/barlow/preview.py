@@ -44,7 +44,9 @@ def check_images(images: str, splits: Sequence[str], as_json: bool) -> tuple[str
 
 def table(report: dict[str, Any]) -> str:
     """The report as lines of text: what was found, then the settings with their reasons."""
-    lines = [f"{what:<17} {finding}" for what, finding in rows(report)]
+    found = rows(report)
+    wide = max(len(what) for what, _ in found)
+    lines = [f"{what:<{wide}}  {finding}" for what, finding in found]
     lines += ["", "These images can be trained on." if report["usable"] else "These images cannot be trained on."]
     for word, (value, reason) in report.get("settings", {}).items():
         lines.append(f"  {word:<{WORD}} {spelled(value)}: {reason}")
