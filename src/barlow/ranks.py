@@ -37,11 +37,6 @@ def sum_(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def summed(tensor: Tensor) -> Tensor:
-    """The sum over all processes, inside autograd: the gradient is summed over all processes too."""
-    return _Sum.apply(tensor) if world_size() > 1 else tensor
-
-
 def integers(values: Sequence[int]) -> list[list[int]]:
     """Every process's integers (the same count on each), in the order of the ranks."""
     if world_size() == 1:
@@ -144,7 +139,7 @@ def synchronise_batch_norm(module: nn.Module) -> nn.Module:
 
 
 class BatchNorm(_BatchNorm):
-    """Batch normalisation over the rows of all processes by two sums inside autograd: exact for unequal batches.
+    """Batch normalisation over the rows of all processes: exact for unequal batches.
 
     Takes over the parameters and buffers of ``norm``, and the dropout and activation that timm builds into its
     BatchNormAct2d. Evaluation, and life outside a process group, are those of nn.BatchNorm2d.
@@ -164,7 +159,7 @@ class BatchNorm(_BatchNorm):
             raise UserError(f"batch normalisation needs (n, channels, …), given {tuple(input.shape)}")
 
     def forward(self, input: Tensor) -> Tensor:
-        """(n, c, …) → the same shape and dtype; statistics in float32 (float64 for float64)."""
+        """(n, c, …) → the same shape and dtype, computed in float32 (float64 for float64) with sums in float64."""
         if self.training and world_size() > 1:
             self._check_input_dim(input)
             normed = self._normalise(input)
@@ -174,16 +169,10 @@ class BatchNorm(_BatchNorm):
 
     def _normalise(self, input: Tensor) -> Tensor:
         x = input if input.dtype == torch.float64 else input.float()
-        others, shape = [0, *range(2, x.ndim)], [1, -1] + [1] * (x.ndim - 2)
-        sums = summed(torch.cat([x.sum(others), x.new_tensor([x.numel() / x.shape[1]])]))
-        mean, count = sums[:-1] / sums[-1], sums[-1].detach()
-        centred = x - mean.view(shape)
-        variance = summed(centred.square().sum(others)) / count
-        self._keep(mean.detach(), variance.detach() * count / (count - 1))
-        normed = centred * torch.rsqrt(variance + self.eps).view(shape)
-        if self.affine:
-            normed = torch.addcmul(self.bias.view(shape), normed, self.weight.view(shape))
-        return normed.to(input.dtype)
+        weight, bias = (self.weight, self.bias) if self.affine else (x.new_ones(x.shape[1]), x.new_zeros(x.shape[1]))
+        normed, mean, variance, count = _Normalise.apply(x, weight, bias, self.eps)
+        self._keep(mean, variance * count / (count - 1))
+        return normed.to(input.dtype)  # type: ignore[no-any-return]
 
     def _keep(self, mean: Tensor, variance: Tensor) -> None:
         if not self.track_running_stats or self.running_mean is None or self.running_var is None:
@@ -195,14 +184,47 @@ class BatchNorm(_BatchNorm):
         self.running_var.lerp_(variance.to(self.running_var.dtype), share)
 
 
-class _Sum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        return sum_(tensor.clone())
+class _Normalise(torch.autograd.Function):
+    """(n, c, …), weight (c,), bias (c,) → normalised, and mean, variance and count over all processes in float64.
+
+    Gradients written by hand: a third of the time of automatic ones. Buffers are used twice, for memory that is new is
+    slower than the arithmetic.
+    """
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return sum_(gradient.contiguous().clone())
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        sums = sum_(torch.cat([_sum_channels(x), x.new_tensor([x.numel() / x.shape[1]], dtype=torch.float64)]))
+        mean, count = sums[:-1] / sums[-1], sums[-1]
+        centred = x - mean.to(x.dtype).view(shape)
+        buffer = centred.square()
+        variance = sum_(_sum_channels(buffer)) / count
+        inverse = torch.rsqrt(variance + eps)
+        factor = (weight * inverse).to(x.dtype).view(shape)
+        normed = torch.addcmul(bias.view(shape), centred, factor, out=buffer)
+        ctx.save_for_backward(centred, weight, inverse, count)
+        ctx.mark_non_differentiable(mean, variance, count)
+        return normed, mean, variance, count
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        centred, weight, inverse, count = ctx.saved_tensors
+        shape = [1, -1] + [1] * (centred.ndim - 2)
+        buffer = gradient * centred
+        along, level = _sum_channels(buffer), _sum_channels(gradient)
+        to_weight, to_bias = (along * inverse).to(weight.dtype), level.to(weight.dtype)  # of this process's rows
+        along, level = sum_(torch.stack([along, level])) / count
+        factor = weight * inverse
+        a, b, c = ((f.to(centred.dtype).view(shape)) for f in (factor, -factor * inverse**2 * along, -factor * level))
+        to_x = torch.addcmul(c, centred, b, out=buffer).addcmul_(gradient, a)
+        return to_x, to_weight, to_bias, None
+
+
+def _sum_channels(x: Tensor) -> Tensor:
+    """(n, c, …) → (c,) in float64: each image in the dtype of ``x``, then over the images, as exact as all in float64
+    at a twentieth of its cost."""
+    images = x.sum(list(range(2, x.ndim))) if x.ndim > 2 else x
+    return images.sum(0, dtype=torch.float64)
 
 
 def _in_group() -> bool:
