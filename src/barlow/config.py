@@ -21,6 +21,8 @@ from barlow.errors import UserError
 
 OWN = "python:"  # before the names of code of one's own: settings and files can name it, but not bring it back
 
+Logger = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+
 
 @dataclass(frozen=True)
 class Config:
@@ -68,6 +70,7 @@ class Config:
         cache: Keep decoded images, resized to just above the crop, on disk. [default: when they fit]
         cache_form: Keep them as raw pixels, or as jpeg, a fifth of that. [default: raw where that fits]
         max_bad: Largest share of unreadable images that a run goes on with. [default: 0.05]
+        logger: Where metrics.jsonl is also copied to: tensorboard, wandb, mlflow, trackio. May be repeated.
     """
 
     images: str | None = None
@@ -111,6 +114,7 @@ class Config:
     cache: bool | None = None
     cache_form: Literal["raw", "jpeg"] | None = None
     max_bad: float | None = None
+    logger: tuple[Logger, ...] | None = None
 
     def __post_init__(self) -> None:
         """Brings the spellings that people type to one form and refuses values outside their range (UserError)."""
@@ -143,7 +147,7 @@ def from_mapping(table: Mapping[str, Any], source: str) -> Config:
             near = difflib.get_close_matches(key.replace("-", "_"), WORDS, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(WORDS))}."
             raise UserError(f"{source} has an unknown key {key!r}{hint}")
-        value = tuple(value) if isinstance(value, list) else value
+        value = tuple(value) if isinstance(value, list) else (value,) if name == "logger" else value
         if not _fits(value, _TYPES[name]):
             raise UserError(f"{source}: {key} = {value!r} is not {_spell(_TYPES[name])}.")
         fields[name] = value
@@ -218,6 +222,8 @@ def _canonical(name: str, value: Any) -> Any:
             raise UserError(f"encoder_args {value!r} is not JSON: {error}.") from None
         if not isinstance(value, dict):
             raise UserError(f"encoder_args {value!r} is not a JSON object such as '{{\"layers\": [1, 1, 1, 1]}}'.")
+    if name == "logger" and isinstance(value, str):
+        return (value,)
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -244,6 +250,9 @@ def _in_range(config: Config) -> None:
         raise UserError(f"mean = {config.mean} holds something that is no finite number.")
     if not all(0 < value < math.inf for value in config.std or (1.0,)):
         raise UserError(f"std = {config.std} holds something that is no finite number above 0.")
+    for logger in config.logger or ():
+        if logger not in get_args(Logger):
+            raise UserError(f"logger = {logger!r} is not known: there are {', '.join(get_args(Logger))}.")
     if config.time_limit:
         from barlow.signals import parse_duration  # here, because help has no time for multiprocessing
 

@@ -16,7 +16,7 @@ from barlow.sources import size_and_time
 
 # Fields that may differ when a run is continued: they change where and how fast, not what is computed.
 FREE = frozenset({"out", "workers", "devices", "checkpoint_every", "keep_every", "stop_on_collapse", "time_limit",
-                  "timeout", "max_bad"})  # fmt: skip
+                  "timeout", "max_bad", "logger"})  # fmt: skip
 LENGTHS = ("epochs", "steps", "minutes")
 NAMED = 5  # differences in one sentence
 

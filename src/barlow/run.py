@@ -26,6 +26,7 @@ from barlow.errors import Stopped, UserError
 from barlow.images import Images, open_images, write_index
 from barlow.launch import launch
 from barlow.length import TRIAL_SECONDS, steps_of_epochs, steps_of_minutes, trial, whole
+from barlow.loggers import check_installed, copies
 from barlow.own import Own, own
 from barlow.plan import RULES, Choice, Findings
 from barlow.prepare import Ready, ready
@@ -85,6 +86,7 @@ def pretrain(
     check_allowed(allow)
     mine, others = own(views, encoder), multiprocessing.active_children()
     config = mine.recorded(config)
+    check_installed(config.logger or ())
     with ExitStack() as stack:
         out = Path(config.out or RULES["out"](config, _NOTHING)[0])
         fabric = launch(config, stack)
@@ -145,6 +147,7 @@ def begin(
     resolved = read_toml(out / "config.toml").replace(out=str(out))
     if not fresh:
         resolved = continued(resolved, config, out, allow)
+        check_installed(resolved.logger or ())
     return Begun(resolved, open_run_images(resolved, images, out), run, fresh)
 
 
@@ -242,6 +245,7 @@ def open_session(parts: Ready, begun: Begun, started: float, allow: Collection[s
         session.recall()
         if not name:
             run.snapshot("held_out", **parts.held_out.pictures())
+        stack.enter_context(copies(run, config))
     return session
 
 
