@@ -1,11 +1,14 @@
 """The data side: decoding, the prepared cache, the index of a million files, the memory of workers over epochs.
 
     OMP_NUM_THREADS=1 python benchmarks/data.py [decode cache index memory] [--json FILE]
+    python benchmarks/data.py waiting --images 5000
 
 `decode` and `cache`: medians over rounds, one thread, every image of a made set of 500 x 375 JPEGs once a round, files
 in the page cache; first epoch = decoding alone, second epoch = from the cache. `index`: a fresh process starts from an
 existing index of a million files; seconds, and the growth of its memory. `memory`: two workers read 300,000 paths for
-some epochs; proportional memory (PSS) of all processes after each epoch.
+some epochs; proportional memory (PSS) of all processes after each epoch. `waiting`: `barlow pretrain` as a user does,
+with all cores: the sample, and the JPEGs with ResNet-18 at 64 px and with ResNet-50 at 224 px; the share of the time
+that the loop waits for data, by metrics.jsonl, without its first line, whose steps warm up.
 """
 
 from __future__ import annotations
@@ -170,6 +173,29 @@ def memory_part(folder: Path, epochs: int, paths: int) -> dict[str, Any]:
     return {"paths": paths, "MB after each epoch": seen, "most added in an epoch, MB": worst, "flat": worst < FLAT_MB}
 
 
+def waiting_part(photos: Path, folder: Path) -> dict[str, Any]:
+    runs = {
+        "sample": ["sample", "--steps", "120"],
+        "ResNet-18, 64 px": [photos, "--encoder", "resnet18", "--image-size", "64", "--batch-size", "128",
+                             "--steps", "60"],
+        "ResNet-50, 224 px": [photos, "--encoder", "resnet50", "--image-size", "224", "--batch-size", "16",
+                              "--steps", "16"],
+    }  # fmt: skip
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    out = {}
+    for number, (name, words) in enumerate(runs.items()):
+        run = folder / str(number)
+        command = [sys.executable, "-m", "barlow", "pretrain", *map(str, words), "--out", str(run)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        every = [line for line in lines if line["kind"] == "speed"]
+        speeds = every[1:] or every
+        seen = [line["images_per_s"] for line in speeds]
+        share = statistics.mean(line["data_wait"] for line in speeds)
+        out[name] = {"waiting": share, "images/s": statistics.median(seen), "lines": len(speeds)}
+    return out
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=["decode", "cache", "index", "memory"])
@@ -187,13 +213,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["BARLOW_CACHE"] = str(folder / "store")
-        if {"decode", "cache"} & set(args.parts):
+        if {"decode", "cache", "waiting"} & set(args.parts):
             photographs(folder / "in", args.images)
         for part in args.parts:
             (folder / part).mkdir()
             found[part] = {
                 "decode": lambda: decode_part(folder / "in", args.rounds),
                 "cache": lambda: cache_part(folder / "in", args.rounds),
+                "waiting": lambda: waiting_part(folder / "in", folder / "waiting"),
                 "index": lambda: index_part(folder / "index", args.rounds),
                 "memory": lambda: memory_part(folder / "memory", args.epochs, args.paths),
             }[part]()

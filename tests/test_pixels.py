@@ -265,3 +265,19 @@ def test_what_belongs_together_must_fit():
 
 def test_every_drawn_number_is_tested_here():
     assert {f.name for f in fields(Draws)} == {*NEUTRAL, "box", "gain", "offset", "reach"}
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_autocast_around_it_changes_nothing(channels: int) -> None:
+    n, size = 24, 20
+    images, sizes = np.arange(n), np.tile([[size, size]], (n, 1))
+    both = [draw(view, 1, np.zeros(n, np.int64), images, k, sizes, channels)
+            for k, view in enumerate(PRESETS["natural"])]  # fmt: skip
+    assert np.isfinite(both[1].solarize).any()
+    for drawn in both:
+        crops = texture(n, size, channels)
+        expected = finish(crops, drawn, [0.4] * channels, [0.2] * channels)
+        with torch.autocast("cpu", torch.bfloat16):
+            made = finish(crops, drawn, [0.4] * channels, [0.2] * channels)
+        assert made.dtype == torch.float32
+        assert torch.equal(made, expected)

@@ -89,7 +89,8 @@ def check(source: Source, splits: Mapping[str, Source] | None = None, channels: 
 
     ``usable`` is False when more than 5 % cannot be read, fewer than two can, or all are constant. ``problems`` says so
     in sentences, and what else deserves a look. Of given pairs the second images have a report of their own,
-    ``second``, and ``equal_pairs`` are those whose two files are the same; splits are compared by the first. Raises UserError, and DataError when not one image can be read.
+    ``second``, and ``equal_pairs`` are those whose two files are the same; splits are compared by the first. Raises
+    UserError, and DataError when not one image can be read.
     """
     first = look(open_images(source, channels=channels))
     looked = {"images": first}

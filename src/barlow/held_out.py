@@ -71,9 +71,9 @@ class HeldOut:
         training = network.training
         network.eval()
         parts: dict[str, list[Tensor]] = {}
-        with torch.inference_mode(), autocast():
+        with torch.inference_mode():
             for at in range(0, len(self.keys), CHUNK):
-                for name, value in self._pass(network, slice(at, at + CHUNK)).items():
+                for name, value in self._pass(network, slice(at, at + CHUNK), autocast).items():
                     parts.setdefault(name, []).append(value.float().cpu())
         network.train(training)
         return {name: torch.cat(values) for name, values in parts.items()}
@@ -93,14 +93,18 @@ class HeldOut:
         width = z.shape[2] - list(projector.parameters())[-1].shape[0]
         return {"features": lidar(z[:, :, :width]), "embedding": lidar(z[:, :, width:])}
 
-    def _pass(self, network: Twins, rows: slice) -> dict[str, Tensor]:
+    def _pass(
+        self, network: Twins, rows: slice, autocast: Callable[[], AbstractContextManager[Any]]
+    ) -> dict[str, Tensor]:
+        # the views as in training, outside autocast
         seen = self.source.as_they_are(part(self.clean, rows), self.device, self.scales[0])
-        made = {"features": network.encoders[0](seen)}
         two = self.source.finish(part(self.batch, rows), self.device, self.scales)
-        for letter, number, view in zip("ab", range(2), two, strict=False):
-            h = network.encoders[number % len(network.encoders)](view)
-            made[f"features_{letter}"] = h
-            made[f"embedding_{letter}"] = network.projectors[number % len(network.projectors)](h)
+        with autocast():
+            made = {"features": network.encoders[0](seen)}
+            for letter, number, view in zip("ab", range(2), two, strict=False):
+                h = network.encoders[number % len(network.encoders)](view)
+                made[f"features_{letter}"] = h
+                made[f"embedding_{letter}"] = network.projectors[number % len(network.projectors)](h)
         return made
 
 

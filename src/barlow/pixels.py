@@ -28,9 +28,14 @@ def finish(crops: torch.Tensor, draws: Draws, mean: Sequence[float], std: Sequen
     """Colour, blur, solarise and normalise a batch, on the device of ``crops``.
 
     ``crops`` is (n, size, size, c), uint8 or float32 in [0, 1]; ``mean`` and ``std`` are one number per channel in
-    units of the full range. Returns float32 (n, c, size, size), channels last in memory. An image's result does not
-    depend on the others of its batch.
+    units of the full range. Returns float32 (n, c, size, size), channels last in memory, under autocast too. An
+    image's result does not depend on the others of its batch.
     """
+    with torch.autocast(crops.device.type, enabled=False):
+        return _finish(crops, draws, mean, std)
+
+
+def _finish(crops: torch.Tensor, draws: Draws, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     n, s, _, c = crops.shape
     if len(draws) != n or len(mean) != c or len(std) != c:
         raise ValueError(f"{n} crops of {c} channels, but {len(draws)} draws, {len(mean)} means, {len(std)} deviations")
