@@ -29,7 +29,7 @@ from tiny import one_thread, sample
 ROWS, REACH = 32, 1.0  # images drawn as rows; half the side of the scatter, in root mean squares
 CASES = {  # name of the picture: the fault, and the step that is drawn
     "healthy": ("nothing, seed 0", 300),
-    "complete-collapse": ("weight decay × 10,000", 100),
+    "complete-collapse": ("weight decay × 10,000", 60),
     "dimensional-collapse": ("learning rate × 3,000", 300),
     "redundant-features": ("tied weights in the projector", 300),
     "shortcut": ("λ = 0", 300),
@@ -89,13 +89,13 @@ def picture(seen: list[tuple[Floats, Floats]], shown: NDArray[np.int64], last: i
 
 
 def draw(name: str, fault: Fault, cut: int, runs: Path, out: Path) -> str:
-    """Trains, draws out/collapse-NAME.png, and returns what the run said at its last look."""
+    """Trains, draws out/collapse-NAME.webp, and returns what the run said at its last look."""
     lines = run(fault, runs, cut)
     last = max(line["step"] for line in lines)
     folder = runs / "".join(letter if letter.isalnum() else "-" for letter in fault.name)
     figure = picture(looks(folder, last), classes(folder), last)
     out.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out / f"collapse-{name}.png", dpi=110, pil_kwargs={"optimize": True})
+    figure.savefig(out / f"collapse-{name}.webp", dpi=110, pil_kwargs={"quality": 88, "method": 6})
     plt.close(figure)
     said = [f"{line['of']}: {line['verdict']} ({line['sentence']})" for line in lines if line["step"] == last]
     return f"{name}: {fault.name}, step {last} of {BUDGET}\n  " + "\n  ".join(said)

@@ -9,9 +9,9 @@ What a page says about its blocks stands in comments that readers do not see, in
 
 ``# exit code N`` at the end of a command line: it ends so. A ```toml block with title="NAME" becomes that file.
 
-Pages show what people would type, `--minutes 60` and all. What makes an hour short is one thing, ``short``: the
-function that both the command line and Python train with is replaced by one that fills in ``TINY`` where a page gives
-nothing, and trains ``TINY.steps`` steps at most. Nothing else differs from what is written.
+Pages show what people would type, `--minutes 60` and all. What makes an hour short is one function, ``short``: what the
+command line and Python train with is replaced by a function that fills in ``TINY`` where a page gives nothing, and
+trains ``TINY.steps`` steps at most; and `sample` is an eighth of itself. Nothing else differs from what is written.
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
+
+import barlow.images
+import barlow.labelled
 import barlow.run
 from barlow.cli import main
 from barlow.config import Config, merge
@@ -91,8 +96,8 @@ def starts_with(page: Path) -> str:
 
 
 @contextlib.contextmanager
-def short() -> Iterator[None]:
-    """Trainings take a second: see the head of this file."""
+def short(sample: Path) -> Iterator[None]:
+    """Trainings take a second: see the head of this file. ``sample``: as ``small_sample`` has left it."""
     real = barlow.run.pretrain
 
     def pretrain(config: Config, *, resume: bool = False, **given: Any) -> Path:
@@ -104,11 +109,20 @@ def short() -> Iterator[None]:
             config = merge(TINY.replace(**dict.fromkeys(left_out)), config)
         return real(config, resume=resume, **given)
 
-    barlow.run.pretrain = pretrain
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(barlow.run, "pretrain", pretrain)
+        patch.setattr(barlow.images, "SAMPLE", sample)
+        patch.setattr(barlow.labelled, "SAMPLE", sample)
         yield
-    finally:
-        barlow.run.pretrain = real
+
+
+def small_sample(folder: Path) -> Path:
+    """Writes an eighth of both parts of the sample into ``folder``; returns the path of the first."""
+    folder.mkdir()
+    for part in ("train", "test"):
+        with np.load(barlow.images.SAMPLE.with_name(f"{part}.npz")) as whole:
+            np.savez(folder / f"{part}.npz", **{name: whole[name][: len(whole[name]) // 8] for name in whole.files})
+    return folder / "train.npz"
 
 
 def run_page(page: Path) -> list[str]:

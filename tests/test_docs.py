@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import blobs
-from pages import PAGES, ROOT, blocks, ended, run_page, short, starts_with
+from pages import PAGES, ROOT, blocks, ended, run_page, short, small_sample, starts_with
 from PIL import Image
 
 from barlow.cli import app, main
@@ -37,7 +37,8 @@ def prose(page: Path) -> str:
 def ready(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with photos/, labels.csv and, trained once for all pages, runs/photos."""
     folder = tmp_path_factory.mktemp("docs")
-    with pytest.MonkeyPatch.context() as patch, short():
+    sample = small_sample(folder / "sample")
+    with pytest.MonkeyPatch.context() as patch, short(sample):
         patch.setenv("BARLOW_CACHE", str(folder / "cache"))
         patch.chdir(folder)
         rows = []
@@ -62,7 +63,7 @@ def test_what_a_page_shows_runs(page: Path, ready: Path, tmp_path: Path, monkeyp
     monkeypatch.setenv("BARLOW_CACHE", str(ready / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
-    with short():
+    with short(ready / "sample" / "train.npz"):
         passed_over = run_page(page)
     if page == README:
         import timm
