@@ -78,6 +78,13 @@ def test_completion_knows_the_verbs_and_their_options(capsys: pytest.CaptureFixt
         assert done.returncode == 0, done.stderr
 
 
+def test_help_lists_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "--help")
+    listed = {int(word[0]) for line in out.splitlines() if (word := line.split()) and word[0].isdecimal()}
+    assert code == 0
+    assert listed == {0, 2, 3, 4, 75, 130, 143}
+
+
 def test_help_has_the_promised_names(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "pretrain", "--help")
     assert code == 0

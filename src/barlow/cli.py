@@ -11,11 +11,11 @@ from cyclopts import App, CycloptsError, Parameter
 
 from barlow.config import Config, merge, read_toml
 from barlow.errors import DataError, NumbersError, Stopped, UserError
-from barlow.words import as_json, misread, typed, version_line
+from barlow.words import HELP, as_json, misread, typed, version_line
 
 app = App(
     name="barlow",
-    help="Self-supervised learning with Barlow Twins: unlabelled images in, a trusted encoder and a report out.",
+    help=HELP,
     version=version_line,
     help_format="plaintext",  # markdown would import a parser that help has no time for
     default_parameter=Parameter(negative_iterable=(), converter=typed),

@@ -11,6 +11,25 @@ from cyclopts import CycloptsError, Token, UnusedCliTokensError, convert
 from barlow import __version__
 
 
+# On a terminal of 80 columns no line of it is broken.
+HELP = """\
+Self-supervised learning with Barlow Twins: unlabelled images in, an encoder
+that can be trusted and a report out.
+
+Exit codes:
+  0    done
+  2    a mistake in the command, a setting, a path or a file: the message says
+  3    the images cannot be used: none, or too many that are broken
+  4    numbers that are not finite; a collapse, with --stop-on-collapse;
+       an export whose features differ
+  75   stopped: time limit, SIGUSR1, disk full, worker or process lost
+  130  interrupted by Ctrl-C
+  143  terminated by SIGTERM
+
+Training saves before it ends with 75, 130 or 143; the same command goes on.
+"""
+
+
 def typed(kind: Any, tokens: Sequence[Token]) -> Any:
     """The words of one option as a value of its type. A whole number is written as one: 9.5 is not rounded."""
     if kind in (int, int | None) and not all(token.value.strip().lstrip("+-").isdecimal() for token in tokens):
