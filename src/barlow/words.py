@@ -10,7 +10,6 @@ from cyclopts import CycloptsError, Token, UnusedCliTokensError, convert
 
 from barlow import __version__
 
-
 # On a terminal of 80 columns no line of it is broken.
 HELP = """\
 Self-supervised learning with Barlow Twins: unlabelled images in, an encoder
