@@ -8,7 +8,7 @@ import pytest
 
 from barlow.config import Config
 from barlow.errors import UserError
-from barlow.plan import RULES, Findings, resolve
+from barlow.plan import RULES, Findings, doubt, resolve
 
 SMALL = Findings(images=8000, height=28, width=28, channels=1, in_memory=True, mean=(0.3,), std=(0.3,), measured=1000,
                  device="cpu", devices=1, cores=2, bfloat16=True)  # fmt: skip
@@ -49,6 +49,13 @@ def test_bfloat16_where_it_pays_and_where_maps_are_larger_than_a_pixel() -> None
     assert resolve(Config("a"), slow)[0].precision == "float32"
     assert resolve(Config("a", image_size=32), SMALL)[0].precision == "float32"
     assert resolve(Config("a", image_size=32), GPU)[0].precision == "bfloat16"
+
+
+def test_bfloat16_that_is_asked_for_where_maps_are_a_pixel_is_warned_of() -> None:
+    asked = Config("a", image_size=32, precision="bfloat16", channels=1)
+    assert "with crops of 32 px, maps are one pixel" in doubt(asked, SMALL)
+    assert doubt(asked, GPU) == doubt(asked.replace(image_size=48), SMALL) == ""
+    assert doubt(asked.replace(precision="float32"), SMALL) == ""
 
 
 def test_optimiser_follows_batch_and_architecture() -> None:

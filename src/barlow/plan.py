@@ -220,12 +220,24 @@ def _epochs(config: Config, found: Findings) -> tuple[float | None, str]:
 def _precision(config: Config, found: Findings) -> tuple[str, str]:
     if found.shape:
         return "float32", "numbers of any range"
-    assert config.image_size
-    if found.device == "cpu" and config.image_size <= ONE_PIXEL:
+    if _one_pixel(config, found):
         return "float32", "in maps of one pixel, processors' bfloat16 has given wrong gradients (docs/log.md)"
     if found.bfloat16:
         return "bfloat16", "this hardware multiplies bfloat16 natively and faster; the objective stays float32"
     return "float32", "bfloat16 is not faster here"
+
+
+def _one_pixel(config: Config, found: Findings) -> bool:
+    """Whether a processor meets maps of one pixel."""
+    return found.device == "cpu" and not found.shape and (config.image_size or 0) <= ONE_PIXEL
+
+
+def doubt(config: Config, found: Findings) -> str:
+    """What to warn of in resolved settings that were given: a sentence, or nothing."""
+    if config.precision == "bfloat16" and _one_pixel(config, found):
+        return (f"with crops of {config.image_size} px, maps are one pixel in the end, where processors' bfloat16 has "
+                "given wrong gradients: --precision float32 is safe, and so are larger crops")  # fmt: skip
+    return ""
 
 
 def _workers(config: Config, found: Findings) -> tuple[int, str]:

@@ -11,7 +11,7 @@ from barlow.errors import UserError
 from barlow.images import Images, open_images
 from barlow.objective import floor
 from barlow.own import Own
-from barlow.plan import Choice, resolve
+from barlow.plan import Choice, doubt, resolve
 from barlow.prepare import NONE, build_encoders, choose_cache, look, views_of
 from barlow.views import View
 
@@ -24,7 +24,10 @@ def survey(config: Config, images: Any, own: Own = NONE) -> tuple[Images, Config
         raise UserError("Give one of --epochs, --steps and --minutes, not several.")
     source: Any = images if images is not None else config.images
     opened = open_images(source, channels=config.channels, channels_b=config.channels_b)
-    resolved, choices = resolve(config, look(opened))
+    found = look(opened)
+    resolved, choices = resolve(config, found)
+    if warning := doubt(resolved, found):
+        say(f"warning: {warning}")
     resolved, more = choose_cache(resolved, opened, asked=bool(config.cache or config.cache_form))
     choices = [choice for choice in choices if choice.word not in {other.word for other in more}] + more
     if own.views is None:
