@@ -179,7 +179,7 @@ def waiting_part(photos: Path, folder: Path) -> dict[str, Any]:
         "ResNet-18, 64 px": [photos, "--encoder", "resnet18", "--image-size", "64", "--batch-size", "128",
                              "--steps", "60"],
         "ResNet-50, 224 px": [photos, "--encoder", "resnet50", "--image-size", "224", "--batch-size", "16",
-                              "--steps", "16"],
+                              "--steps", "16", "--held-out", "32"],
     }  # fmt: skip
     environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
     out = {}

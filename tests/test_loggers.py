@@ -1,4 +1,4 @@
-"""Loggers: each real tool, offline, holds what metrics.jsonl holds, once, after a resume too; a broken one only warns."""
+"""Loggers: each real tool, offline, holds what metrics.jsonl holds, once, after a resume too; a broken one warns."""
 
 from __future__ import annotations
 
