@@ -2,6 +2,7 @@
 
 <!-- help: pretrain -->   the real --help of a verb (of the program where no verb is named)
 <!-- settings -->         every setting with its type, what it means, and what is chosen where it is not given
+<!-- view -->             every field of a view with its default and what it does
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from rich.console import Console
 from barlow.cli import app
 from barlow.config import Config, word
 
-WIDTH = 100  # columns of the help
+WIDTH = 80  # columns of the help: what fits beside both navigations
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Called by mkdocs with the text of every page."""
-    markdown = re.sub(r"^<!-- help: ?(\w*) -->$", lambda found: helped(found[1]), markdown, flags=re.MULTILINE)
-    return re.sub(r"^<!-- settings -->$", lambda _: settings(), markdown, flags=re.MULTILINE)
+    for mark, made in (("help: ?(\\w*)", helped), ("settings()", settings), ("view()", view)):
+        markdown = re.sub(f"^<!-- {mark} -->$", lambda found, made=made: made(found[1]), markdown, flags=re.MULTILINE)
+    return markdown
 
 
 def helped(verb: str) -> str:
@@ -35,7 +37,7 @@ def helped(verb: str) -> str:
     return "\n".join(["```text", *lines, "```"])
 
 
-def settings() -> str:
+def settings(_: str = "") -> str:
     """A table of all fields of ``Config``, from its docstring: the word, its type, the meaning."""
     text = inspect.getdoc(Config) or ""
     told = dict(re.findall(r"^    (\w+): (.*(?:\n        .*)*)", text.partition("Attributes:\n")[2], re.MULTILINE))
@@ -46,6 +48,16 @@ def settings() -> str:
         name = word(field.name)
         rows.append(f"| `{name}`{{ #{name} }} | {spelled(types[field.name])} | {meaning.replace('|', '¦')} |")
     return "\n".join(rows)
+
+
+def view(_: str = "") -> str:
+    """A table of all fields of ``View``, from its source: the comment behind each says what it is."""
+    from barlow.views import View  # here, because it imports torch, and most pages do without
+
+    fields = re.findall(r"^    (\w+): [^=]+ = (.+?)  # (.+)$", inspect.getsource(View), re.MULTILINE)
+    assert [name for name, _, _ in fields] == [field.name for field in dataclasses.fields(View)]
+    rows = [f"| `{name}` | `{value}` | {comment} |" for name, value, comment in fields]
+    return "\n".join(["| field | not given | meaning |", "|---|---|---|", *rows])
 
 
 def spelled(kind: Any) -> str:

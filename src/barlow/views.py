@@ -55,8 +55,8 @@ class View:
     flip_vertical: float = 0.0  # probability, top-bottom
     turn: float = 0.0  # probability of a turn by 90, 180 or 270 degrees; 0.75 makes all four equally likely
     jitter: float = 0.0  # probability of the six below, together
-    brightness: float = 0.0
-    contrast: float = 0.0
+    brightness: float = 0.0  # strength: 0.4 is a factor from 0.6 to 1.4
+    contrast: float = 0.0  # likewise
     saturation: float = 0.0  # three channels only, as hue and gray
     hue: float = 0.0  # up to 0.5
     gain: float = 0.0  # each channel by its own factor
