@@ -41,7 +41,7 @@ class BarlowTwinsEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
     A table is standardised by column, its encoder is a perceptron, and its views are those of SCARF (Bahri et al., ICLR
     2022, arXiv:2106.15147): values replaced by those of other rows in the same column.
 
-    Parameters: what is None is chosen from the data, as ``pretrain`` does.
+    Parameters: what is None is chosen from the data, as pretrain does.
         encoder: A timm model by name (images), or a torch module samples → (n, features). Modules are copied.
         views: A preset by name (images), or two or more ``View`` rows or functions (samples, generator).
         hidden: Of a table: widths of the layers of the encoder; the last is the number of features.
