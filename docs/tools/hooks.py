@@ -39,12 +39,15 @@ def helped(verb: str) -> str:
 
 def settings(_: str = "") -> str:
     """A table of all fields of ``Config``, from its docstring: the word, its type, the meaning."""
+    from barlow.plan import RULES  # here, because it imports torch, and most pages do without
+
     text = inspect.getdoc(Config) or ""
     told = dict(re.findall(r"^    (\w+): (.*(?:\n        .*)*)", text.partition("Attributes:\n")[2], re.MULTILINE))
     types, rows = get_type_hints(Config), ["| setting | type | meaning |", "|---|---|---|"]
     for field in dataclasses.fields(Config):
         meaning, _, default = " ".join(told[field.name].split()).partition(" [default: ")
-        meaning += f" *Not given: {default.rstrip(']')}.*" if default else ""
+        default = default.rstrip("]") or ("chosen" if field.name in RULES else "")
+        meaning += f" *Not given: {default}.*" if default else ""
         name = word(field.name)
         rows.append(f"| `{name}`{{ #{name} }} | {spelled(types[field.name])} | {meaning.replace('|', '¦')} |")
     return "\n".join(rows)
@@ -52,7 +55,7 @@ def settings(_: str = "") -> str:
 
 def view(_: str = "") -> str:
     """A table of all fields of ``View``, from its source: the comment behind each says what it is."""
-    from barlow.views import View  # here, because it imports torch, and most pages do without
+    from barlow.views import View
 
     fields = re.findall(r"^    (\w+): [^=]+ = (.+?)  # (.+)$", inspect.getsource(View), re.MULTILINE)
     assert [name for name, _, _ in fields] == [field.name for field in dataclasses.fields(View)]

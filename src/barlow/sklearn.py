@@ -58,8 +58,10 @@ class BarlowTwinsEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         weights_: The trained encoder, name → array; with ``settings_`` (JSON) all that ``transform`` needs.
         settings_: What the encoder is, and what was trained on, as in its config.json.
         kind_: "table", "images" or "paths": what it was fitted on, and is to transform.
-        mean_, scale_: Of a table: mean and standard deviation of each column, float64; 1 where a column is constant.
-        n_features_in_, feature_names_in_: Of a table: its columns.
+        mean_: Of a table: the mean of each column, float64.
+        scale_: Of a table: the standard deviation of each column, float64; 1 where it is constant.
+        n_features_in_: Of a table: how many columns it has.
+        feature_names_in_: Of a table: their names, where they have any.
     """
 
     def __init__(
