@@ -66,8 +66,8 @@ def settings(folder: Path, out: str, steps: int) -> dict[str, Any]:
         "images": str(folder / "images.npy"), "out": str(folder / out), "encoder": "resnetv2_18",
         "encoder_args": {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16], "stem_chs": 8}, "image_size": 32,
         "projector": (32, 32), "lambda_": 0.02, "batch_size": 32, "steps": steps, "held_out": 16, "workers": 0,
-        "precision": "float32", "lr": 2e-4, "seed": 1, "checkpoint_every": 4, "health_every": 1000,
-        "timeout": f"{PATIENCE}s",
+        "precision": "float32", "optimizer": "adamw", "lr": 2e-4, "seed": 1, "checkpoint_every": 4,
+        "health_every": 1000, "timeout": f"{PATIENCE}s",
     }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import barlow.launch
+import barlow.length
 import barlow.prepare
 import barlow.run
 import barlow.train
@@ -23,6 +24,8 @@ from barlow.batches import Batch, Stream
 from barlow.config import read_toml
 from barlow.encoder import untrained
 from barlow.errors import NumbersError, Stopped, UserError
+from barlow.length import FINISH_SECONDS, LAST_LOOK, Pace
+from barlow.prepare import Ready
 from barlow.runlog import read_metrics
 
 Make = Callable[..., Config]
@@ -165,12 +168,42 @@ def test_minutes_are_turned_into_steps_once(tiny: Make) -> None:
 
 
 def test_minutes_do_not_change_the_bits(tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The steps that are timed are thrown away: a run of n measured steps is the run of n given steps."""
-    monkeypatch.setattr(barlow.run, "trial", lambda *_, wrapped=barlow.run.trial: (wrapped(*_)[0] * 0 + 1.0, 0.0))
-    run = pretrain(tiny(steps=None, minutes=0.4), quiet=True)
+    """The steps that are timed are thrown away, those that workers have read included: a run of n measured steps is
+    the run of n given steps."""
+    timed = []
+
+    def measured(parts: Ready, seconds: float) -> Pace:
+        timed.append(barlow.length.trial(parts, seconds / 10))
+        return Pace(step=40.0, look=0.1)
+
+    monkeypatch.setattr(barlow.run, "trial", measured)
+    run = pretrain(tiny(steps=None, minutes=10, workers=1), quiet=True)
+    assert timed[0].step > 0 < timed[0].look
     steps = read_toml(run / "config.toml").steps
+    assert 10 <= (steps or 0) <= 14  # some of the time is gone before, and some kept for looks, saving and the report
     other = pretrain(tiny(steps=steps, out=str(tmp_path / "b")), quiet=True)
     assert same(weights(run), weights(other))
+
+
+@pytest.mark.parametrize("every", [None, 7])
+def test_the_steps_that_fit_in_a_time(every: int | None) -> None:
+    """As many looks as the run will have are counted: few in a short run, hundreds in a long one of quick steps."""
+    pace = Pace(step=0.01, look=2.0)
+    for seconds in (20.0, 100.0, 36000.0):
+        steps = pace.steps_in(seconds, every)
+        assert pace.whole(steps, every) <= seconds < pace.whole(steps + 1, every) + pace.look
+    looks = 2 + LAST_LOOK  # before the first step, and after the last with LiDAR
+    assert pace.whole(5, every) == pytest.approx(5 * 0.01 + looks * 2.0 + FINISH_SECONDS)
+    assert pace.whole(70000, None) == pytest.approx(700 + (141 + LAST_LOOK) * 2.0 + FINISH_SECONDS)
+    assert pace.steps_in(1.0, every) == 1
+
+
+def test_a_dry_run_of_minutes_takes_them(tiny: Make, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    """Kills: steps counted by one measurement, and their time told by another."""
+    paces = iter([Pace(step=0.1, look=1.0), Pace(step=0.2, look=1.0)])
+    monkeypatch.setattr(barlow.run, "trial", lambda *_: next(paces))
+    pretrain(tiny(steps=None, minutes=60), dry_run=True)
+    assert "100 ms each, about 1 h 0 min in all" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("where", ["pixels", "gradient"])

@@ -8,7 +8,7 @@ import os
 import signal
 import time
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import Any, final
@@ -176,7 +176,7 @@ class WorkerLost(RuntimeError):
 
 def batches(
     source: Stream, start: int, stop: int, workers: int, *, patience: float = 0.0, pin: bool = False
-) -> Iterator[tuple[Batch, float]]:
+) -> Generator[tuple[Batch, float]]:
     """(batch, seconds waited for it) for steps ``start`` to ``stop``, made by ``workers`` processes, in order.
 
     Workers are forked from a clean server, never from this process with its threads, and ignore the stop signals:

@@ -3,18 +3,43 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
+from contextlib import closing
+from dataclasses import dataclass
 
 import torch
 
 from barlow import ranks
+from barlow.batches import batches
 from barlow.config import Config
+from barlow.held_out import LIDAR_VIEWS, health_lines
+from barlow.launch import patience
 from barlow.plan import Choice
 from barlow.prepare import Ready
+from barlow.session import looks_every, readers
 from barlow.train import one_step
 
 TRIAL_SECONDS = 6.0  # of timed steps at most; less where the whole run is short
+TRIAL_STEPS = 200  # at most
 FINISH_SECONDS = 6.0  # for the last save, the encoder and the report
-LOOKS = 25  # at the held-out images in a short run: twenty-one, and ten views of each for LiDAR at the end
+LAST_LOOK = LIDAR_VIEWS / 3  # looks that LiDAR at the end is as long as: a look is at three views of each image
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What was measured: seconds a step, and seconds a look at the held-out images."""
+
+    step: float
+    look: float
+
+    def whole(self, steps: int, every: int | None) -> float:
+        """Seconds that a run of so many steps takes, with a look every so many (None: as the run would choose)."""
+        looks = 1 - (-steps // (every or looks_every(steps))) + LAST_LOOK
+        return steps * self.step + looks * self.look + FINISH_SECONDS
+
+    def steps_in(self, seconds: float, every: int | None) -> int:
+        """The most steps that take so long, at least one."""
+        return max(1, bisect_right(range(1, 10**9), seconds, key=lambda steps: self.whole(steps, every)))
 
 
 def steps_of_epochs(config: Config, images: int) -> Choice:
@@ -24,37 +49,38 @@ def steps_of_epochs(config: Config, images: int) -> Choice:
     return Choice("steps", steps, f"{config.epochs:g} epochs of {train:,} images")
 
 
-def steps_of_minutes(parts: Ready, started: float) -> Choice:
-    """The number of steps that fit in ``config.minutes`` from ``started`` (of time.monotonic) on, as measured now."""
-    minutes = parts.config.minutes or 0.0
-    seconds, looking = trial(parts, min(TRIAL_SECONDS, 1.5 * minutes))
-    left = minutes * 60 - (time.monotonic() - started) - FINISH_SECONDS - LOOKS * looking
-    steps: int = ranks.broadcast(max(1, int(left / seconds)))
-    epochs = steps * parts.source.batch_size / len(parts.source.train)
-    length = "1 minute" if minutes == 1 else f"{minutes:g} minutes"
-    return Choice("steps", steps, f"{length} at {seconds * 1e3:.0f} ms each; {epochs:.1f} epochs")
+def steps_of_minutes(config: Config, pace: Pace, images: int, left: float) -> Choice:
+    """The number of steps that fit in the ``left`` seconds of ``config.minutes``, at the ``pace`` that was measured.
+
+    The machine may be busier later, and the run longer: the number stays, for a resume must be exact. ``images``: those
+    trained on.
+    """
+    steps: int = ranks.broadcast(pace.steps_in(left, config.health_every))
+    epochs = steps * (config.batch_size or 1) / images
+    length = "1 minute" if config.minutes == 1 else f"{config.minutes:g} minutes"
+    return Choice("steps", steps, f"{length} at {pace.step * 1e3:.0f} ms each; {epochs:.1f} epochs")
 
 
-def trial(parts: Ready, seconds: float) -> tuple[float, float]:
-    """(seconds a step, seconds a look at the held-out images), measured on throw-away steps of ``parts``."""
+def trial(parts: Ready, seconds: float) -> Pace:
+    """The pace of throw-away steps of ``parts``, read by as many workers as the run will have."""
+    source = parts.source
 
-    def timed(first: int, count: int) -> float:
+    def timed(count: int) -> float:
         begun = time.monotonic()
-        for step in range(first, first + count):
-            one_step(parts, parts.source[step], 10**6)
+        for _ in range(count):
+            batch, _ = next(coming)
+            one_step(parts, batch, 10**6)
         if parts.fabric.device.type == "cuda":
             torch.cuda.synchronize()
         return (time.monotonic() - begun) / count
 
-    timed(0, 2)  # the first steps pay for allocations
-    once = timed(2, 2)
-    count = ranks.broadcast(max(3, min(200, int(seconds / once))))
-    each = timed(4, count)
+    workers, _ = readers(source, parts.config.workers or 0)
+    with closing(batches(source, 0, TRIAL_STEPS + 4, workers, patience=patience(parts.config))) as coming:
+        timed(2)  # the first steps pay for allocations and for starting workers
+        once = timed(2)
+        count = ranks.broadcast(max(3, min(TRIAL_STEPS, int(seconds / once))))
+        each = timed(count)
     begun = time.monotonic()
-    parts.held_out.outputs(parts.network, parts.fabric.autocast)
-    return each, time.monotonic() - begun
-
-
-def whole(steps: int, seconds: float, looking: float) -> float:
-    """Seconds that a run of so many steps takes, from what ``trial`` measured."""
-    return steps * seconds + LOOKS * looking + FINISH_SECONDS
+    health_lines(0, parts.held_out.outputs(parts.network, parts.fabric.autocast), warm_up=True,
+                 shared=len(parts.network.encoders) == 1)  # fmt: skip
+    return Pace(each, time.monotonic() - begun)

@@ -25,7 +25,7 @@ from barlow.environment import environment
 from barlow.errors import Stopped, UserError
 from barlow.images import Images, open_images, write_index
 from barlow.launch import launch
-from barlow.length import TRIAL_SECONDS, steps_of_epochs, steps_of_minutes, trial, whole
+from barlow.length import TRIAL_SECONDS, Pace, steps_of_epochs, steps_of_minutes, trial
 from barlow.loggers import check_installed, copies
 from barlow.own import Own, own
 from barlow.plan import RULES, Choice, Findings
@@ -196,11 +196,17 @@ def start(config: Config, images: Any, mine: Own, out: Path, quiet: bool, stack:
     return run
 
 
-def fix_length(begun: Begun, fabric: Fabric, mine: Own, started: float, quiet: bool) -> Begun:
-    """Turns epochs or minutes into a number of steps, once, and records it: a resume then needs no clock."""
+def fix_length(begun: Begun, fabric: Fabric, mine: Own, started: float, quiet: bool, pace: Pace | None = None) -> Begun:
+    """Turns epochs or minutes into a number of steps, once, and records it: a resume then needs no clock.
+
+    ``pace``: what was measured, where it has been; minutes need it.
+    """
     config, chosen = begun.config, list[Choice]()
     if config.steps is None and config.minutes is not None:
-        chosen.append(steps_of_minutes(ready(config, fabric, begun.images, mine), started))
+        parts = ready(config, fabric, begun.images, mine)
+        pace = pace or trial(parts, min(TRIAL_SECONDS, 1.5 * config.minutes))
+        left = 60 * config.minutes - (time.monotonic() - started)
+        chosen.append(steps_of_minutes(config, pace, len(parts.source.train), left))
     elif config.steps is None:
         chosen.append(steps_of_epochs(config, len(begun.images)))
     config = config.replace(**{choice.word: choice.value for choice in chosen})
@@ -285,15 +291,15 @@ def write_results(session: Session, folder: Path, quiet: bool) -> None:
 
 def show_plan(config: Config, fabric: Fabric, images: Any, mine: Own) -> Path:
     """The dry run: choices, number of steps, time and memory as measured on a few steps; writes nothing."""
+    started = time.monotonic()
     opened, resolved, choices = survey(config, images, mine)
     show_choices(opened, resolved, choices)
-    begun = fix_length(Begun(resolved, opened, None, True), fabric, mine, time.monotonic(), False)
-    parts = ready(begun.config, fabric, opened, mine)
-    seconds, looking = trial(parts, TRIAL_SECONDS)
-    steps = begun.config.steps or 0
-    total = duration(whole(steps, seconds, looking))
+    pace = trial(ready(resolved, fabric, opened, mine), TRIAL_SECONDS)
+    config = fix_length(Begun(resolved, opened, None, True), fabric, mine, started, False, pace).config
+    steps = config.steps or 0
+    total = duration(time.monotonic() - started + pace.whole(steps, config.health_every))
     memory = readable(peak_memory(fabric.device.type))
-    say_choice("plan", f"{steps:,} steps", f"{seconds * 1e3:.0f} ms each, about {total} in all; peak memory {memory}")
+    say_choice("plan", f"{steps:,} steps", f"{pace.step * 1e3:.0f} ms each, about {total} in all; peak memory {memory}")
     return Path(resolved.out or ".")
 
 

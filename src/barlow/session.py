@@ -15,7 +15,7 @@ from torch import Tensor
 
 from barlow import ranks
 from barlow.agreement import together
-from barlow.batches import AHEAD, Batch
+from barlow.batches import AHEAD, Batch, Stream
 from barlow.checkpoint import Checkpoint
 from barlow.console import say
 from barlow.errors import NumbersError
@@ -39,6 +39,12 @@ LINES = 2000  # of kind "train" in metrics.jsonl at most
 SKIPPED = 50  # steps in a row that float16 may skip: each halves the scale of the loss, from 65,536
 TOO_LARGE = "the learning rate is probably too large"
 RECENT = 50  # steps that the rate shown is the mean of
+
+
+def readers(source: Stream, workers: int) -> tuple[int, str | None]:
+    """How many of ``workers`` fit in shared memory, and the sentence to tell where it is fewer."""
+    pixels = len(source.mine) * source.size**2 * source.images.channels
+    return fit_shared_memory(workers, len(source.views) * pixels * np.dtype(source.images.dtype).itemsize, AHEAD)
 
 
 def looks_every(steps: int) -> int:
@@ -103,10 +109,7 @@ class Session:
 
     def readers(self) -> int:
         """How many workers read images: as many as the settings say, or fewer where shared memory is small."""
-        source = self.parts.source
-        pixels = len(source.mine) * source.size**2 * source.images.channels
-        batch = len(source.views) * pixels * np.dtype(source.images.dtype).itemsize
-        fit, advice = fit_shared_memory(self.parts.config.workers or 0, batch, AHEAD)
+        fit, advice = readers(self.parts.source, self.parts.config.workers or 0)
         if advice and ranks.rank() == 0:
             say(f"note: {advice}")
             self.log("event", message=advice)
