@@ -21,6 +21,7 @@ from PIL import Image
 from test_run import lines, same, weights
 
 import barlow.checkpoint
+import barlow.finish
 import barlow.launch
 import barlow.run
 import barlow.session
@@ -142,6 +143,40 @@ def test_a_signal_with_workers_and_a_resume_with_another_number_of_them(
     run = pretrain(tiny(workers=2), quiet=True)
     assert same(weights(whole), weights(run))
     assert lines(whole, "train") == lines(run, "train")
+
+
+@pytest.mark.parametrize(("name", "code", "where"), [
+    ("SIGUSR1", 75, "survey"), ("SIGTERM", 143, "survey"), ("SIGTERM", 143, "finish"), ("SIGUSR1", 75, "finish"),
+])  # fmt: skip
+def test_a_signal_outside_training_ends_the_run_with_its_code(
+    tiny: Make, tmp_path: Path, monkeypatch: Patch, name: str, code: int, where: str
+) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    whole = pretrain(tiny(out=str(tmp_path / "whole")), quiet=True)
+    room, what = (barlow.run, "survey") if where == "survey" else (barlow.finish, "write_report")
+    with monkeypatch.context() as patch:
+        patch.setattr(room, what, lambda *_: signal.raise_signal(signal.Signals[name]))
+        with pytest.raises(Stopped, match=f"Stopped by signal {name} outside training; nothing is lost") as stopped:
+            pretrain(tiny(), quiet=True)
+    assert stopped.value.exit_code == code
+    assert signal.getsignal(signal.SIGTERM) is signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+    run = pretrain(tiny(), quiet=True)
+    assert same(weights(whole), weights(run))
+    assert (run / "report.html").exists()
+
+
+def test_a_run_that_begins_in_the_same_folder_meanwhile_is_left_alone(tiny: Make, monkeypatch: Patch) -> None:
+    survey = barlow.run.survey
+
+    def meanwhile(*words: Any) -> Any:
+        monkeypatch.setattr(barlow.run, "survey", survey)
+        pretrain(tiny(seed=2), quiet=True)
+        return survey(*words)
+
+    monkeypatch.setattr(barlow.run, "survey", meanwhile)
+    with pytest.raises(UserError, match="another run has begun in .* meanwhile"):
+        pretrain(tiny(), quiet=True)
+    assert read_toml(Path(tiny().out or "") / "config.toml").seed == 2
 
 
 def test_signals_during_the_save_do_not_spoil_it(tiny: Make, monkeypatch: Patch) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from signal import Signals
+from pathlib import Path
+from signal import SIGTERM, SIGUSR1, Signals
 from typing import Any
 
 from barlow import ranks
@@ -106,6 +109,32 @@ def diverged(session: Session, batch: Batch, error: NumbersError) -> NumbersErro
         f"At step {batch.step + 1} {error}. Nothing was updated, and the last checkpoint is sound. "
         f"The usual cause is a learning rate that is too large: try --lr {lr / 3:.2g} in a new --out.{again}"
     )
+
+
+@contextmanager
+def signals_outside_training(out: Path) -> Iterator[None]:
+    """Before the first step and after the last, SIGTERM and SIGUSR1 end the run at once: code and sentence of its own.
+
+    All that is on the disk is whole, so the same command goes on. Training has its own way (``StopRequest``). Handlers
+    that a program around us has set are left alone, and all of them outside the main thread.
+    """
+
+    def leave_now(number: int, _: object) -> None:
+        again = requeue(os.environ) if number == SIGUSR1 and ranks.rank() == 0 else None
+        raise Stopped(f"Stopped by signal {Signals(number).name} outside training; nothing is lost. "
+                      + (f"SLURM: {again}. " if again else "")
+                      + f"Give the same command again, with --out {out}.", EXIT_CODES[Signals(number)])  # fmt: skip
+
+    ours = [each for each in (SIGTERM, SIGUSR1) if signal.getsignal(each) is signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        ours = []
+    for each in ours:
+        signal.signal(each, leave_now)
+    try:
+        yield
+    finally:
+        for each in ours:
+            signal.signal(each, signal.SIG_DFL)
 
 
 @contextmanager

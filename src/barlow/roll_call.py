@@ -46,7 +46,7 @@ def roll_call(what: str) -> Iterator[None]:
         me = ranks.rank()
         gone = missing(store, me, world)
         who = " and ".join(f"process {number} of {world} ({names[number]})" for number in gone) or "the connection"
-        reason = str(error).splitlines()[0].rpartition("] ")[2][:120].rstrip(".")
+        reason = str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0][:120].rstrip(".")
         raise Lost(f"{who} is gone or cannot be reached (process {me}: {reason}). {what}") from None
 
 

@@ -15,14 +15,13 @@ from torch import nn
 
 from barlow import ranks
 from barlow.agreement import leave, together
-from barlow.card import write_card
 from barlow.checkpoint import candidates, latest, load
 from barlow.config import Config, differences, read_toml, to_toml
-from barlow.console import WORD, say, say_choice
-from barlow.encoder import save_encoder
-from barlow.endings import out_of_memory_in_words
+from barlow.console import say, say_choice
+from barlow.endings import out_of_memory_in_words, signals_outside_training
 from barlow.environment import environment
-from barlow.errors import Stopped, UserError
+from barlow.errors import UserError
+from barlow.finish import finish
 from barlow.images import Images, open_images, write_index
 from barlow.launch import launch
 from barlow.length import TRIAL_SECONDS, Pace, steps_of_epochs, steps_of_minutes, trial
@@ -34,7 +33,6 @@ from barlow.progress import duration
 from barlow.quarantine import Quarantine
 from barlow.replay import read_bundle
 from barlow.replay import replay as repeat
-from barlow.report import write_report
 from barlow.resources import check_disk, peak_memory, readable
 from barlow.resume import FREE, check_allowed, check_index, continued
 from barlow.roll_call import roll_call
@@ -93,6 +91,7 @@ def pretrain(
         quiet = quiet or ranks.rank() > 0
         if dry_run:
             return show_plan(config, fabric, images, mine)
+        stack.enter_context(signals_outside_training(out))
         stack.enter_context(roll_call(f"Bring it back and continue with: barlow pretrain --resume {out}"))
         begun = begin(config, images, mine, out, resume, allow, quiet, stack)
         if begun.fresh or begun.config.steps is None:
@@ -180,11 +179,14 @@ def start(config: Config, images: Any, mine: Own, out: Path, quiet: bool, stack:
         raise UserError(
             f"{out} holds checkpoints of a run whose config.toml is gone: bring it back, or give another --out."
         )
-    if out.exists():
+    there = out.exists()
+    if there:
         run = stack.enter_context(open_run(out))  # before the images: a wrong folder should not cost an indexing
     opened, resolved, choices = survey(config, images, mine)
-    if not out.exists():
+    if not there:
         run = stack.enter_context(open_run(out))
+    if run.held:
+        raise UserError(f"another run has begun in {out} meanwhile: give another --out, or repeat its own settings.")
     if not quiet:
         show_choices(opened, resolved, choices)
     run.rewind(-1)  # what a run left behind that was killed before it had settings
@@ -253,40 +255,6 @@ def open_session(parts: Ready, begun: Begun, started: float, allow: Collection[s
             run.snapshot("held_out", **parts.held_out.pictures())
         stack.enter_context(copies(run, config))
     return session
-
-
-def finish(session: Session, quiet: bool) -> None:
-    """Writes the encoder and the report, and says where they are. Raises Stopped where the disk does not take them."""
-    with together():
-        if session.run:
-            write_results(session, session.run.folder, quiet)
-
-
-def write_results(session: Session, folder: Path, quiet: bool) -> None:
-    """The first process's part of ``finish``."""
-    if not session.settle():
-        raise Stopped(f"All {session.steps:,} steps are done, but the last checkpoint could not be written. "
-                      f"Make room for it in {folder}, then: barlow pretrain --resume {folder}")  # fmt: skip
-    parts, config = session.parts, session.parts.config
-    assert config.encoder
-    try:
-        for k, encoder in enumerate(parts.network.encoders):
-            mean, std = parts.scales[k % len(parts.scales)]
-            images = parts.source.sources[k % len(parts.source.sources)]
-            span = images.value_range if images.dtype == "float32" and not images.shape else None
-            save_encoder(
-                folder / ("encoder", "encoder_b")[k], encoder, name=config.encoder, arguments=parts.arguments[k],
-                size=config.image_size or 0, mean=mean, std=std, shape=images.shape,
-                origin={"images": config.images, "steps": session.step, "seed": config.seed, "value_range": span},
-            )  # fmt: skip
-        report = write_report(folder)
-        for name in ("encoder", "encoder_b")[: len(parts.network.encoders)]:
-            write_card(folder / name)
-    except OSError as error:
-        raise Stopped(f"Training is done and saved, but {folder} does not take its results: {error.strerror or error}. "
-                      f"Make room, then: barlow pretrain --resume {folder}") from None  # fmt: skip
-    if not quiet:
-        say(f"{'encoder':<{WORD}} {folder / 'encoder'}\n{'report':<{WORD}} {report}")
 
 
 def show_plan(config: Config, fabric: Fabric, images: Any, mine: Own) -> Path:
