@@ -131,6 +131,13 @@ def test_every_page_is_in_the_navigation() -> None:
     assert len(listed) == len(there)
 
 
+def test_every_example_is_shown() -> None:
+    text = (ROOT / "docs/how-to/examples.md").read_text(encoding="utf-8")
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(
+        re.findall(r"<!-- source: examples/(\w+\.py) -->", text)
+    )
+
+
 def test_every_verb_and_setting_is_in_the_reference() -> None:
     shown = set(re.findall(r"<!-- help: (\w+) -->", (ROOT / "docs/reference/command-line.md").read_text("utf-8")))
     assert shown == set(VERBS)

@@ -3,6 +3,7 @@
 <!-- help: pretrain -->   the real --help of a verb (of the program where no verb is named)
 <!-- settings -->         every setting with its type, what it means, and what is chosen where it is not given
 <!-- view -->             every field of a view with its default and what it does
+<!-- source: FILE -->     a file of the repository, folded up under its name
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import dataclasses
 import inspect
 import io
 import re
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from rich.console import Console
@@ -18,12 +20,14 @@ from rich.console import Console
 from barlow.cli import app
 from barlow.config import Config, word
 
+ROOT = Path(__file__).parent.parent.parent
 WIDTH = 80  # columns of the help: what fits beside both navigations
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Called by mkdocs with the text of every page."""
-    for mark, made in (("help: ?(\\w*)", helped), ("settings()", settings), ("view()", view)):
+    marks = (("help: ?(\\w*)", helped), ("settings()", settings), ("view()", view), ("source: (\\S+)", source))
+    for mark, made in marks:
         markdown = re.sub(f"^<!-- {mark} -->$", lambda found, made=made: made(found[1]), markdown, flags=re.MULTILINE)
     return markdown
 
@@ -61,6 +65,13 @@ def view(_: str = "") -> str:
     assert [name for name, _, _ in fields] == [field.name for field in dataclasses.fields(View)]
     rows = [f"| `{name}` | `{value}` | {comment} |" for name, value, comment in fields]
     return "\n".join(["| field | not given | meaning |", "|---|---|---|", *rows])
+
+
+def source(name: str) -> str:
+    """A file of the repository as a block that is folded up."""
+    lines = (ROOT / name).read_text(encoding="utf-8").rstrip("\n").splitlines()
+    inside = ["```python", *lines, "```"]
+    return "\n".join([f'??? example "{name}"', "", *("    " + line if line else "" for line in inside)])
 
 
 def spelled(kind: Any) -> str:
