@@ -70,7 +70,7 @@ def view(_: str = "") -> str:
 def source(name: str) -> str:
     """A file of the repository as a block that is folded up."""
     lines = (ROOT / name).read_text(encoding="utf-8").rstrip("\n").splitlines()
-    inside = ["```python", *lines, "```"]
+    inside = [f"```{'toml' if name.endswith('.toml') else 'python'}", *lines, "```"]
     return "\n".join([f'??? example "{name}"', "", *("    " + line if line else "" for line in inside)])
 
 
