@@ -9,19 +9,16 @@ Needs lightly: pip install lightly
 """
 
 import argparse
-import os
 
 import numpy as np
 import torch
+from lightly.loss import BarlowTwinsLoss as LightlysLoss
+from lightly.models.modules import BarlowTwinsProjectionHead
+from lightly.transforms.byol_transform import BYOLTransform, BYOLView1Transform, BYOLView2Transform
 from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-
-os.environ.setdefault("LIGHTLY_DID_VERSION_CHECK", "True")  # lightly asks its server for news when it is imported
-from lightly.loss import BarlowTwinsLoss as LightlysLoss
-from lightly.models.modules import BarlowTwinsProjectionHead
-from lightly.transforms.byol_transform import BYOLTransform, BYOLView1Transform, BYOLView2Transform
 
 from barlow import BarlowTwinsLoss
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from barlow import Config
 from barlow.errors import UserError
 from barlow.sklearn import BarlowTwinsEncoder
-from barlow.tables import Corrupted, TableEncoder
+from barlow.tables import Corrupted, TableEncoder, moments
 
 Array = np.ndarray[Any, np.dtype[Any]]
 QUICK = {"steps": 2, "hidden": (8,), "projector": (8, 8), "random_state": 1}
@@ -146,7 +146,9 @@ def test_clone_and_settings(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
     for line in ('optimizer = "muon"', "steps = 2", "lambda = 0.5", "seed = 1", 'views = "python:barlow.tables.Corr'):
         assert line in text
     assert (tmp_path / "run" / "report.html").is_file()
-    assert np.array_equal(kept.fit(table()).transform(table()), quick(config=config).fit(table()).transform(table()))
+    assert np.array_equal(kept.transform(table()), quick(config=config).fit(table()).transform(table()))
+    with pytest.raises(UserError, match="already holds a run"):
+        kept.fit(table())
     quick(verbose=True).fit(table())
     assert "60 samples" in capfd.readouterr().err
 
@@ -181,6 +183,11 @@ def test_pandas_in_and_out() -> None:
     (quick(batch_size=64), table(), "batch_size = 64 is larger"), (quick(random_state="x"), table(), "seed"),
     (quick(random_state=-1), table(), "seed = -1"), (quick(encoder=3), table(), "encoder is a int"),
     (quick(encoder=Small(3)), table(), "cannot take"), (quick(config={"lr": 1}), table(), "config is a dict"),
+    (quick(steps="x"), table(), "steps = 'x' is not a whole"), (quick(corruption="x"), table(), "corruption = x"),
+    (quick(projector=8), table(), "projector = 8"), (quick(hidden=(8.5,)), table(), "hidden"),
+    (quick(views=noisy), table(), "one view"), (quick(config=Config(seed=3)), table(), "random_state is the seed"),
+    (quick(config=Config(devices=2)), table(), "one device"), (of_images(), ["a.png", blobs(1)[0]], "holds a ndarray"),
+    (quick(), np.full((9, 2), 1e308), "too large"),
     (of_images(), ["gone.png"] * 9, "none of the 9 images"), (of_images(encoder="nothing"), blobs(30), "no encoder"),
     (of_images(), np.full((9, 8, 8), np.nan), "NaN|finite"), (of_images(), blobs(3), "leave 1 to train on"),
 ])  # fmt: skip
@@ -203,6 +210,20 @@ def test_what_cannot_be_transformed_is_said_in_a_sentence() -> None:
     ):
         with pytest.raises((ValueError, TypeError), match=sentence):
             fitted.transform(X)
+
+
+@pytest.mark.parametrize("scale", [1e300, 1e-300, 1.0])
+def test_columns_of_any_size_are_standardised(scale: float) -> None:
+    """Kills: squares that leave the range, after which every row is the same."""
+    X = table()
+    mean, deviation = moments(X * scale)
+    assert np.allclose(mean / scale, X.mean(0))
+    assert np.allclose(deviation / scale, X.std(0))
+    assert moments(np.full((9, 1), 0.1) + 1e6)[1] == 1
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    quick(steps=np.int64(2), lambda_=np.float32(0.1), hidden=(np.int64(8),), random_state=np.int64(3)).fit(table())
 
 
 def test_corrupted_values_come_from_their_own_column() -> None:

@@ -78,6 +78,8 @@ def own(views: Any, encoder: Any) -> Own:
             )
     if len(encoders) > 2:
         raise UserError(f"{len(encoders)} encoders are given; there are two twins.")
+    if callable(views) or isinstance(views, View):
+        raise UserError("views is one view; at least two are needed: views=(f, g).")
     rows = None if views is None else tuple(views)
     for row in rows or ():
         if not (isinstance(row, View) or callable(row)):

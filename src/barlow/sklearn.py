@@ -18,7 +18,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from barlow.config import Config, merge
+from barlow.config import Config, from_mapping, merge, word
 from barlow.errors import Stopped, UserError
 from barlow.samples import Samples
 
@@ -27,6 +27,8 @@ Kind = Literal["table", "images", "paths"]
 LEAST = 4  # samples: two to train on, two held out
 CHUNK = 256  # rows a pass
 STEPS = 1000  # of a table, unless a length is given
+INSTEAD = {"images": "X holds them", "out": "out is a parameter", "seed": "random_state is the seed",
+           "devices": "an estimator trains on one device"}  # fmt: skip
 WORDS = {"table": "a table", "images": "an array of images", "paths": "a list of paths"}
 
 
@@ -49,10 +51,10 @@ class BarlowTwinsEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         image_size, projector, lambda_, batch_size, epochs, steps: As in ``barlow.Config``; a table is trained on for
             1,000 steps unless a length is given.
         config: A ``barlow.Config`` with any further settings; those above win over it. Images are read in this process
-            and on one device unless it says otherwise.
+            unless it names workers.
         random_state: The seed, a RandomState, or None for another seed each time, as in scikit-learn.
-        out: Run folder to keep, with its report, for one fit. None: a temporary one.
-        verbose: Whether choices and progress are printed.
+        out: Run folder to keep, with its report, for one fit: it must hold no run yet. None: a temporary one.
+        verbose: Whether choices and progress are printed; the warning of a collapse is in any case.
 
     Attributes:
         weights_: The trained encoder, name → array; with ``settings_`` (JSON) all that ``transform`` needs.
@@ -126,37 +128,42 @@ class BarlowTwinsEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         """All that is given, as one ``Config``."""
         if not isinstance(self.config, Config | None):
             raise UserError(f"config is a {type(self.config).__name__}, not a barlow.Config.")
+        for name, instead in INSTEAD.items():
+            if getattr(self.config, name, None) is not None:
+                raise UserError(f"config holds {name}: leave it out, {instead}.")
         words = ("image_size", "projector", "lambda_", "batch_size", "epochs", "steps")
-        given = {word: getattr(self, word) for word in words}
-        given |= {word: getattr(self, word) for word in ("encoder", "views") if isinstance(getattr(self, word), str)}
+        given = {word(name): getattr(self, name) for name in words}
+        given |= {name: getattr(self, name) for name in ("encoder", "views") if isinstance(getattr(self, name), str)}
+        given = {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
         seed = self.random_state
         if not isinstance(seed, int | np.integer):
             seed = check_random_state(seed).randint(2**31 - 1)
-        below = Config(workers=0, devices=1)
+        below = Config(workers=0)
         if kind == "table":
             below = below.replace(steps=STEPS, optimizer="adamw")
-        return merge(merge(below, self.config or Config()), Config(out=out, seed=int(seed), **given))
+        above = from_mapping(given, type(self).__name__).replace(out=out, seed=int(seed), devices=1)
+        return merge(merge(below, self.config or Config()), above)
 
     def _images_given(self, X: Any, kind: Kind) -> dict[str, Any]:
-        given = {word: getattr(self, word) for word in ("encoder", "views") if not isinstance(getattr(self, word), str)}
+        given = {name: getattr(self, name) for name in ("encoder", "views") if not isinstance(getattr(self, name), str)}
         return {"images": list(X) if kind == "paths" else X, **given}
 
     def _table_given(self, X: Any, seed: int) -> dict[str, Any]:
         """What ``pretrain`` takes of a table; keeps what its columns are."""
         import torch
 
-        from barlow.tables import Corrupted
+        from barlow.tables import Corrupted, moments
 
-        for word in ("encoder", "views"):
-            if isinstance(getattr(self, word), str):
-                raise UserError(f"{word} = {getattr(self, word)!r} is for images, and X is a table: leave it out.")
-        if not 0 < self.corruption <= 1:
+        for name in ("encoder", "views"):
+            if isinstance(getattr(self, name), str):
+                raise UserError(f"{name} = {getattr(self, name)!r} is for images, and X is a table: leave it out.")
+        if not (isinstance(self.corruption, int | float) and 0 < self.corruption <= 1):
             raise UserError(f"corruption = {self.corruption} is no probability above 0.")
-        if not (isinstance(self.hidden, list | tuple) and self.hidden and min(self.hidden) > 0):
+        widths = self.hidden if isinstance(self.hidden, list | tuple) else ()
+        if not widths or not all(isinstance(width, int | np.integer) and width > 0 for width in widths):
             raise UserError(f"hidden = {self.hidden} are no widths of layers, such as (256, 256).")
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=LEAST)
-        self.mean_, scale = X.mean(axis=0), X.std(axis=0)
-        self.scale_ = np.where(scale > 10 * np.finfo(np.float64).eps * np.abs(self.mean_), scale, 1.0)
+        self.mean_, self.scale_ = moments(X)
         rows = ((X - self.mean_) / self.scale_).astype(np.float32)
         corrupted = Corrupted(torch.from_numpy(rows), self.corruption)
         torch.manual_seed(seed)
@@ -235,6 +242,9 @@ def kind_of(X: Any) -> Kind:
     if isinstance(X, list | tuple) or dimensions == 1:
         first = next(iter(X), None)
         if isinstance(first, str | Path):
+            odd = next((type(one).__name__ for one in X if not isinstance(one, str | Path)), None)
+            if odd:
+                raise UserError(f"X is a list of paths that also holds a {odd}: give paths alone, or arrays.")
             return "paths"
         if getattr(first, "ndim", None) in (2, 3):
             return "images"
@@ -245,6 +255,8 @@ def kind_of(X: Any) -> Kind:
 def _folder(out: str | Path | None) -> Iterator[str]:
     """The run folder: that of the user, or one that is gone afterwards."""
     if out is not None:
+        if (Path(out) / "config.toml").exists():  # pretrain would go on with it, whatever functions its views were
+            raise UserError(f"{out} already holds a run, and fit begins anew: give another out, or remove the folder.")
         yield str(out)
         return
     with TemporaryDirectory(prefix="barlow-") as temporary:

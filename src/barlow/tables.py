@@ -10,8 +10,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast, final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from barlow.errors import UserError
+
+
+def moments(table: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(mean, standard deviation) of each column (columns,), 1 where it is constant but for rounding; numbers near the
+    ends of the range too. UserError where their mean is past it."""
+    with np.errstate(over="ignore"):
+        mean = table.mean(axis=0)
+        away = np.abs(table - mean)
+    span = away.max(axis=0)
+    if not (np.isfinite(mean) & np.isfinite(span)).all():
+        column = int(np.flatnonzero(~(np.isfinite(mean) & np.isfinite(span)))[0])
+        raise UserError(f"The numbers in column {column} are too large to be averaged: scale them down.")
+    varies = span > 10 * np.finfo(np.float64).eps * np.abs(mean)
+    span = np.where(varies, span, 1.0)
+    scale = span * np.sqrt(np.square(away / span).mean(axis=0))
+    return mean, np.where(varies, scale, 1.0)
 
 
 @final
