@@ -153,7 +153,8 @@ def pss() -> float:
 
 
 def memory_part(folder: Path, epochs: int, paths: int) -> dict[str, Any]:
-    from barlow.batches import Stream, batches
+    from barlow.batches import Stream
+    from barlow.readers import batches
     from barlow.views import PRESETS
 
     images = []

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
+from threading import enumerate as enumerate_threads
 from typing import Any
 
 import corpus
@@ -15,8 +18,9 @@ from corpus import encoded, picture
 from PIL import Image
 
 from barlow import reading
-from barlow.batches import Batch, Stream, batches
+from barlow.batches import Batch, Stream
 from barlow.images import Images, open_images
+from barlow.readers import ahead, batches
 from barlow.views import PRESETS, View, crop, draw
 
 
@@ -134,3 +138,42 @@ def test_pairs_each_view_from_its_own_image(tmp_path: Path) -> None:
     row = batch.images.tolist().index(4)
     other = reading.replacements(4, 9)[0]
     assert not np.array_equal(batch.crops[0][row].numpy(), batch.crops[0][batch.images.tolist().index(other)].numpy())
+
+
+def test_ahead_gives_the_same_items_and_raises_in_turn() -> None:
+    def items() -> Iterator[int]:
+        yield from range(5)
+        raise KeyError("sixth")
+
+    coming = ahead(items())
+    assert [next(coming) for _ in range(5)] == list(range(5))
+    with pytest.raises(KeyError, match="sixth"):
+        next(coming)
+    assert list(ahead(iter([]))) == []
+
+
+def test_ahead_fetches_one_while_the_one_before_is_used_and_no_more() -> None:
+    asked, fetched = list[int](), [Event() for _ in range(9)]
+
+    def items() -> Iterator[int]:
+        for k in range(9):
+            asked.append(k)
+            fetched[k].set()
+            yield k
+
+    coming = ahead(items())
+    assert next(coming) == 0
+    for k in (1, 2):  # one waits in the queue, one in the thread's hand
+        assert fetched[k].wait(10)
+    coming.close()  # while the thread waits to hand one over
+    assert all(thread.name != "batches" for thread in enumerate_threads())
+    assert asked == list(range(len(asked)))
+    assert len(asked) <= 4
+
+
+def test_no_thread_and_no_worker_is_left_where_a_run_stops_early(folder: Path) -> None:
+    source = stream(open_images(folder))
+    coming = batches(source, 0, 1000, 1)
+    assert next(coming)[0].step == 0
+    coming.close()
+    assert all(thread.name != "batches" for thread in enumerate_threads())

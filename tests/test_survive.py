@@ -27,10 +27,11 @@ import barlow.run
 import barlow.session
 import barlow.train
 from barlow import Config, pretrain
-from barlow.batches import Batch, Stream, WorkerLost, batches
+from barlow.batches import Batch, Stream
 from barlow.checkpoint import latest, load
 from barlow.config import read_toml
 from barlow.errors import DataError, NumbersError, Stopped, UserError
+from barlow.readers import WorkerLost, batches
 from barlow.run import replay
 from barlow.runlog import Run
 from barlow.session import Session
@@ -174,7 +175,7 @@ def test_a_run_that_begins_in_the_same_folder_meanwhile_is_left_alone(tiny: Make
         return survey(*words)
 
     monkeypatch.setattr(barlow.run, "survey", meanwhile)
-    with pytest.raises(UserError, match="another run has begun in .* meanwhile"):
+    with pytest.raises(UserError, match=r"another run has begun in .* meanwhile"):
         pretrain(tiny(), quiet=True)
     assert read_toml(Path(tiny().out or "") / "config.toml").seed == 2
 

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import faulthandler
-import multiprocessing
-import os
-import signal
-import time
-import warnings
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
 from typing import Any, final
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from barlow.draws import IntArray, order, stream
-from barlow.errors import DataError, Stopped, UserError
 from barlow.images import Bad, Images
 from barlow.reading import SCALES, Array
-from barlow.signals import ignore_stop_signals
 from barlow.views import Draws, OwnView, View, apply_own, call_own, crop, crop_one, draw, finish, generator
 
 ViewLike = View | OwnView
 Scale = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of each channel
 SPLIT_EPOCH = 2**32 - 1  # the address of the split into training and held-out images; no run has so many epochs
-AHEAD = 4  # batches that a worker makes before they are asked for
 
 
 @dataclass(frozen=True)
@@ -168,89 +158,3 @@ class Stream(Dataset[Batch]):
     def __getstate__(self) -> dict[str, Any]:
         """For workers, who only cut: functions of one's own stay here, and need not be such as can be sent."""
         return self.__dict__ | {"views": tuple(view if isinstance(view, View) else View() for view in self.views)}
-
-
-class WorkerLost(RuntimeError):
-    """A process that reads images was killed, or does not answer."""
-
-
-def batches(
-    source: Stream, start: int, stop: int, workers: int, *, patience: float = 0.0, pin: bool = False
-) -> Generator[tuple[Batch, float]]:
-    """(batch, seconds waited for it) for steps ``start`` to ``stop``, made by ``workers`` processes, in order.
-
-    Workers are forked from a clean server, never from this process with its threads, and ignore the stop signals:
-    the training process decides. Raises what reading raises, and WorkerLost when a worker dies or makes no batch
-    within ``patience`` seconds (0: for ever); it then prints on standard error where it hangs.
-    """
-    if workers == 0:
-        for step in range(start, stop):
-            before = time.perf_counter()
-            batch = source[step]
-            yield batch, time.perf_counter() - before
-        return
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["barlow.batches"])
-    others = set(multiprocessing.active_children())
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores, if so wanted
-        loader = DataLoader(
-            _Told(source), batch_size=None, sampler=range(start, stop), num_workers=workers, collate_fn=_same,
-            pin_memory=pin, multiprocessing_context=context, worker_init_fn=_start_worker, prefetch_factor=AHEAD,
-            timeout=patience,
-        )  # fmt: skip
-        coming = iter(loader)
-    readers = set(multiprocessing.active_children()) - others
-    while True:
-        begun = time.perf_counter()
-        try:
-            made = next(coming)
-        except StopIteration:
-            return
-        except (RuntimeError, OSError, EOFError) as error:  # in which way a dead worker shows is a matter of chance
-            raise _lost(readers, error, patience) from None
-        if isinstance(made, Exception):
-            raise made
-        yield made, time.perf_counter() - begun
-
-
-def _lost(readers: Collection[BaseProcess], error: Exception, patience: float) -> Exception:
-    """``error`` as the sentence for workers that are gone or hang (then each first prints where); else as it is."""
-    for reader in readers:
-        reader.join(1.0 / len(readers))  # one that is dying may not be dead yet
-    dead = [(reader.pid, reader.exitcode) for reader in readers if reader.exitcode is not None]
-    if dead:
-        pid, code = dead[0]
-        how = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else "ended by itself"
-        often = "Often the machine was out of memory: try fewer --workers."
-        return WorkerLost(f"A worker that reads images (pid {pid}) {how}. {often}")
-    if "timed out" not in str(error):
-        return error
-    for reader in readers:
-        os.kill(reader.pid or 0, signal.SIGUSR2)  # see _start_worker
-    time.sleep(0.5)  # for the traces to be written
-    return WorkerLost(f"The workers that read images made no batch in {patience:g} s; where they hang stands above.")
-
-
-@final
-class _Told(Dataset[Batch | Exception]):
-    """The stream as workers read it: an error that has a sentence arrives as it is, without the worker's trace."""
-
-    def __init__(self, source: Stream) -> None:
-        self.source = source
-
-    def __getitem__(self, step: int) -> Batch | Exception:
-        try:
-            return self.source[step]
-        except (UserError, DataError, Stopped) as error:
-            return error
-
-
-def _same(batch: Any) -> Any:
-    return batch
-
-
-def _start_worker(_: int) -> None:
-    ignore_stop_signals()
-    faulthandler.register(signal.SIGUSR2)
-    torch.set_num_threads(1)

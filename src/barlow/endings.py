@@ -13,11 +13,12 @@ from signal import SIGTERM, SIGUSR1, Signals
 from typing import Any
 
 from barlow import ranks
-from barlow.batches import Batch, WorkerLost
+from barlow.batches import Batch
 from barlow.errors import DataError, NumbersError, Stopped, UserError
 from barlow.files import atomic_write
 from barlow.launch import requeue
 from barlow.prepare import Ready
+from barlow.readers import WorkerLost
 from barlow.report import write_report
 from barlow.resources import explain_out_of_memory, is_out_of_memory, peak_memory
 from barlow.runlog import plain

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import torch
 
 from barlow import ranks
-from barlow.batches import batches
 from barlow.config import Config
 from barlow.held_out import LIDAR_VIEWS, health_lines
 from barlow.launch import patience
 from barlow.plan import Choice
 from barlow.prepare import Ready
+from barlow.readers import batches
 from barlow.session import looks_every, readers
 from barlow.train import one_step
 

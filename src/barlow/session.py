@@ -15,7 +15,7 @@ from torch import Tensor
 
 from barlow import ranks
 from barlow.agreement import together
-from barlow.batches import AHEAD, Batch, Stream
+from barlow.batches import Batch, Stream
 from barlow.checkpoint import Checkpoint
 from barlow.console import say
 from barlow.errors import NumbersError
@@ -24,6 +24,7 @@ from barlow.images import Bad
 from barlow.optimizer_state import flatten_optimizer, parameter_names, unflatten_optimizer
 from barlow.prepare import Ready
 from barlow.quarantine import Quarantine
+from barlow.readers import AHEAD
 from barlow.resources import fit_shared_memory
 from barlow.resume import fitting
 from barlow.runlog import Run, read_metrics
@@ -44,7 +45,9 @@ RECENT = 50  # steps that the rate shown is the mean of
 def readers(source: Stream, workers: int) -> tuple[int, str | None]:
     """How many of ``workers`` fit in shared memory, and the sentence to tell where it is fewer."""
     pixels = len(source.mine) * source.size**2 * source.images.channels
-    return fit_shared_memory(workers, len(source.views) * pixels * np.dtype(source.images.dtype).itemsize, AHEAD)
+    return fit_shared_memory(
+        workers, len(source.views) * pixels * np.dtype(source.images.dtype).itemsize, AHEAD + 2
+    )  # two wait here
 
 
 def looks_every(steps: int) -> int:

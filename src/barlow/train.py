@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from barlow import ranks
 from barlow.agreement import agree, leave, share
-from barlow.batches import Batch, batches
+from barlow.batches import Batch
 from barlow.console import Display, say
 from barlow.endings import NotFinite, collapse, diverged, farewell, trouble
 from barlow.errors import NumbersError
@@ -21,6 +22,7 @@ from barlow.network import OneTwin
 from barlow.objective import BarlowTwinsLoss, Terms, barlow_twins_loss
 from barlow.optimise import rate, set_rate
 from barlow.prepare import Ready, seed_step
+from barlow.readers import batches
 from barlow.session import TOO_LARGE, Session
 from barlow.signals import StopRequest
 
@@ -33,11 +35,11 @@ def train(session: Session, stop: StopRequest, *, quiet: bool = False) -> None:
     Before each step all processes agree: whether to save, to stop, or to give up, for what one of them has met.
     """
     parts, config = session.parts, session.parts.config
-    with Display(quiet=quiet or ranks.rank() > 0) as display:
+    coming = batches(parts.source, session.step, session.steps, session.readers(), patience=patience(config))
+    with Display(quiet=quiet or ranks.rank() > 0) as display, closing(coming):
         display.update(steps=session.steps, **{"lambda": config.lambda_})
         if session.step == 0:
             advise(session, session.look(warm_up=True))
-        coming = batches(parts.source, session.step, session.steps, session.readers(), patience=patience(config))
         while True:
             batch, waited, failure = fetch(coming)
             news = session.news(batch)

@@ -1,0 +1,163 @@
+"""Batches on their way to the loop: made by processes of their own, the next one fetched while one is used."""
+
+from __future__ import annotations
+
+import faulthandler
+import multiprocessing
+import os
+import signal
+import time
+import warnings
+from collections.abc import Collection, Generator, Iterator
+from contextlib import closing, suppress
+from multiprocessing.process import BaseProcess
+from queue import Empty, Queue
+from threading import Event, Thread
+from typing import Any, TypeVar, final
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from barlow.batches import Batch, Stream
+from barlow.errors import DataError, Stopped, UserError
+from barlow.signals import ignore_stop_signals
+
+AHEAD = 4  # batches that a worker makes before they are asked for
+LEAVE_SECONDS = 5.0  # that the end of a run waits for a batch that is on its way
+Item = TypeVar("Item")
+
+
+class WorkerLost(RuntimeError):
+    """A process that reads images was killed, or does not answer."""
+
+
+def batches(
+    source: Stream, start: int, stop: int, workers: int, *, patience: float = 0.0, pin: bool = False
+) -> Generator[tuple[Batch, float]]:
+    """(batch, seconds waited for it) for steps ``start`` to ``stop``, made by ``workers`` processes, in order.
+
+    Workers are forked from a clean server, never from this process with its threads, and ignore the stop signals:
+    the training process decides. Raises what reading raises, and WorkerLost when a worker dies or makes no batch
+    within ``patience`` seconds (0: for ever); it then prints on standard error where it hangs. To be closed.
+    """
+    if workers:
+        coming = ahead(_received(*_started(source, start, stop, workers, patience, pin), patience))
+    else:
+        coming = (source[step] for step in range(start, stop))
+    with closing(coming):
+        begun = time.perf_counter()
+        for batch in coming:
+            yield batch, time.perf_counter() - begun
+            begun = time.perf_counter()
+
+
+def ahead(items: Iterator[Item]) -> Generator[Item]:
+    """The same items, each fetched by a thread while the one before it is used.
+
+    A batch that comes from another process takes milliseconds to arrive, and several times as long where the network
+    has all cores: a twentieth of a short step. What the items raise is raised here, in its turn.
+    """
+    queue: Queue[tuple[Item | None, BaseException | None]] = Queue(1)
+    over = Event()
+
+    def fetch() -> None:
+        try:
+            for item in items:
+                queue.put((item, None))
+                if over.is_set():
+                    return
+            queue.put((None, None))
+        except BaseException as error:
+            queue.put((None, error))
+
+    thread = Thread(target=fetch, name="batches", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = queue.get()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+    finally:
+        over.set()
+        until = time.monotonic() + LEAVE_SECONDS
+        while thread.is_alive() and time.monotonic() < until:
+            with suppress(Empty):
+                queue.get(timeout=0.01)
+            thread.join(0.01)
+
+
+def _started(
+    source: Stream, start: int, stop: int, workers: int, patience: float, pin: bool
+) -> tuple[Iterator[Any], set[BaseProcess]]:
+    """(what the workers send, the workers)."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["barlow.readers"])
+    others = set(multiprocessing.active_children())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores, if so wanted
+        loader = DataLoader(
+            _Told(source), batch_size=None, sampler=range(start, stop), num_workers=workers, collate_fn=_same,
+            pin_memory=pin, multiprocessing_context=context, worker_init_fn=_start_worker, prefetch_factor=AHEAD,
+            timeout=patience,
+        )  # fmt: skip
+        coming = iter(loader)
+    return coming, set(multiprocessing.active_children()) - others
+
+
+def _received(coming: Iterator[Any], workers: set[BaseProcess], patience: float) -> Generator[Batch]:
+    """The batches that the workers send; the errors that they send, and their deaths, are raised."""
+    while True:
+        try:
+            made = next(coming)
+        except StopIteration:
+            return
+        except (RuntimeError, OSError, EOFError) as error:  # in which way a dead worker shows is a matter of chance
+            raise _lost(workers, error, patience) from None
+        if isinstance(made, Exception):
+            raise made
+        yield made
+
+
+def _lost(readers: Collection[BaseProcess], error: Exception, patience: float) -> Exception:
+    """``error`` as the sentence for workers that are gone or hang (then each first prints where); else as it is."""
+    for reader in readers:
+        reader.join(1.0 / len(readers))  # one that is dying may not be dead yet
+    dead = [(reader.pid, reader.exitcode) for reader in readers if reader.exitcode is not None]
+    if dead:
+        pid, code = dead[0]
+        how = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else "ended by itself"
+        often = "Often the machine was out of memory: try fewer --workers."
+        return WorkerLost(f"A worker that reads images (pid {pid}) {how}. {often}")
+    if "timed out" not in str(error):
+        return error
+    for reader in readers:
+        os.kill(reader.pid or 0, signal.SIGUSR2)  # see _start_worker
+    time.sleep(0.5)  # for the traces to be written
+    return WorkerLost(f"The workers that read images made no batch in {patience:g} s; where they hang stands above.")
+
+
+@final
+class _Told(Dataset[Batch | Exception]):
+    """The stream as workers read it: an error that has a sentence arrives as it is, without the worker's trace."""
+
+    def __init__(self, source: Stream) -> None:
+        self.source = source
+
+    def __getitem__(self, step: int) -> Batch | Exception:
+        try:
+            return self.source[step]
+        except (UserError, DataError, Stopped) as error:
+            return error
+
+
+def _same(batch: Any) -> Any:
+    return batch
+
+
+def _start_worker(_: int) -> None:
+    ignore_stop_signals()
+    faulthandler.register(signal.SIGUSR2)
+    torch.set_num_threads(1)
