@@ -406,7 +406,7 @@ def test_a_disk_that_stays_full_keeps_the_old_checkpoint_and_stops_resumably(tin
 
 def test_results_that_find_no_room_stop_resumably(tiny: Make, monkeypatch: Patch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(barlow.run, "save_encoder", full)
+        patch.setattr(barlow.finish, "save_encoder", full)
         with pytest.raises(Stopped, match=r"does not take its results: No space left .* --resume"):
             pretrain(tiny(), quiet=True)
     assert (pretrain(tiny(), quiet=True) / "encoder" / "model.safetensors").exists()
