@@ -1,10 +1,13 @@
 """Two hosts on one machine: two network namespaces with a cable (veth) between them, one process of a run in each.
 
-    sudo python benchmarks/two_hosts.py
+    sudo python benchmarks/two_hosts.py              # the cable is pulled, and plugged in again
+    sudo python benchmarks/two_hosts.py --torchrun   # the command line under torchrun, one on each host
 
 They train together over gloo; then the cable is pulled. Both must end by themselves, with a sentence that names the
 other and exit code 75. The cable is plugged in again, the same command goes on, and the curve of the whole run is that
-of one process. Needs Linux, iproute2 and the right to make namespaces; says so where one is missing.
+of one process. Under torchrun both are stopped by SIGTERM, and the same command
+ends the run. Needs Linux, iproute2 and
+the right to make namespaces; says so where one is missing.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import multiprocessing
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,8 +28,9 @@ from typing import Any
 import numpy as np
 from kill import bars
 
-NAMES = ("barlow-a", "barlow-b")
+NAMES = tuple(f"barlow-{os.environ.setdefault('BARLOW_HOSTS', str(os.getpid()))}-{letter}" for letter in "ab")
 ADDRESSES = ("10.231.0.1", "10.231.0.2")
+EARLY = 8  # steps in which several processes and one are compared
 PATIENCE = 12  # seconds of silence after which a process takes the other for dead
 
 
@@ -127,6 +132,12 @@ def losses(run: Path) -> list[float]:
     return [line["loss"] for line in lines if line["kind"] == "train"]
 
 
+def apart(run: Path, alone: Path) -> float:
+    """The largest relative difference of the losses in the first ``EARLY`` steps; later, rounding has grown."""
+    a, b = (np.array(losses(path)[:EARLY]) for path in (run, alone))
+    return float(np.max(np.abs(a / b - 1)))
+
+
 def cut_and_resume(folder: Path, steps: int = 60, patience: float = 300.0) -> dict[str, Any]:
     """Trains on two hosts, pulls the cable, plugs it in, resumes; returns how each process ended and the curves."""
     np.save(folder / "images.npy", bars(96))
@@ -147,25 +158,73 @@ def cut_and_resume(folder: Path, steps: int = 60, patience: float = 300.0) -> di
         resumed = end(processes, folder, patience)
     finally:
         disconnect()
-    theirs = losses(run)
     end(start(1, settings(folder, "alone", steps), folder), folder, patience)
-    off = float(np.max(np.abs(np.array(theirs) / np.array(losses(folder / "alone")) - 1)))
-    return {"ended": ended, "seconds": seconds, "at": at, "resumed": resumed, "steps": len(theirs), "off": off}
+    off = apart(run, folder / "alone")
+    return {"ended": ended, "seconds": seconds, "at": at, "resumed": resumed, "steps": len(losses(run)), "off": off}
+
+
+def torchrun(folder: Path, until: Path | None = None) -> list[int]:
+    """The command line under torchrun on both hosts; each is asked to stop as soon as there is a file ``until``.
+
+    The exit code of each torchrun.
+    """
+    words = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", ADDRESSES[0], "--master-port", "29512"]
+    command = [sys.executable, "-m", "torch.distributed.run", *words]
+    run = ["-m", "barlow", "pretrain", "--config", str(folder / "run.toml")]
+    there = {**os.environ, "GLOO_SOCKET_IFNAME": "veth0", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(["ip", "netns", "exec", name, *command, "--node-rank", str(number), *run], env=there)
+        for number, name in enumerate(NAMES)
+    ]
+    while until and not until.exists() and all(process.poll() is None for process in processes):
+        time.sleep(0.05)
+    if until:
+        for process in processes:
+            process.terminate()
+    return [process.wait(600) for process in processes]
+
+
+def under_torchrun(folder: Path, steps: int = 60) -> dict[str, Any]:
+    """Trains under torchrun on two hosts; is stopped by SIGTERM after a checkpoint, and repeated. Beside one alone."""
+    from barlow import Config
+    from barlow.config import to_toml
+
+    np.save(folder / "images.npy", bars(96))
+    (folder / "run.toml").write_text(to_toml(Config(**settings(folder, "run", steps))))
+    connect()
+    try:
+        stopped = torchrun(folder, until=folder / "run" / "checkpoints" / "latest")
+        at = len(losses(folder / "run"))
+        done = torchrun(folder)
+    finally:
+        disconnect()
+    end(start(1, settings(folder, "alone", steps), folder), folder, 300)
+    off = apart(folder / "run", folder / "alone")
+    return {"stopped": stopped, "at": at, "done": done, "steps": len(losses(folder / "run")), "off": off}
 
 
 def main() -> None:
     """Prints what happened."""
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--torchrun", action="store_true")
+    under = parser.parse_args().torchrun
     why = missing()
     if why:
         raise SystemExit(f"skipped: {why}")
+    if under:
+        with tempfile.TemporaryDirectory() as folder:
+            found = under_torchrun(Path(folder))
+        print(f"torchrun on two hosts: exit codes {found['stopped']} after SIGTERM, at step {found['at']};")
+        print(f"the same command again: exit codes {found['done']}, {found['steps']} steps in all")
+        print(f"the first {EARLY} losses beside those of one process: at most {found['off']:.1e} apart")
+        return
     with tempfile.TemporaryDirectory() as folder:
         found = cut_and_resume(Path(folder))
     print(f"cut after step {found['at']}; both ended within {found['seconds']:.1f} s of it:")
     for number, (code, sentence) in enumerate(found["ended"]):
         print(f"  host {number}: exit code {code}: {sentence}")
     print(f"the same command again: exit codes {[code for code, _ in found['resumed']]}, {found['steps']} steps in all")
-    print(f"their losses beside those of one process: at most {found['off']:.1e} apart")
+    print(f"the first {EARLY} losses beside those of one process: at most {found['off']:.1e} apart")
 
 
 if __name__ == "__main__":
