@@ -67,9 +67,9 @@ def few_labels(features: np.ndarray, kinds: np.ndarray) -> np.ndarray:
 
 def main(quick: bool = False) -> dict[str, float]:
     """Prints mean ± standard deviation of the accuracy for each kind of features; returns the means."""
-    tiles, _ = make_tiles(200 if quick else 3000)
+    tiles, _ = make_tiles(200 if quick else 2000)
     judged, judged_kinds = make_tiles(100 if quick else 1000, seed=1)
-    settings = Config(image_size=24, channels=BANDS, steps=300, batch_size=128, projector=(256, 256), devices=1, seed=0)
+    settings = Config(image_size=24, channels=BANDS, steps=200, batch_size=128, projector=(256, 256), devices=1, seed=0)
     if quick:
         settings = settings.replace(steps=3, batch_size=16, projector=(16, 16))
     features = {"raw pixels": judged.reshape(len(judged), -1).astype(np.float64)}

@@ -24,7 +24,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import Tensor, nn
 
 from barlow import Config
-from barlow.errors import UserError
+from barlow.errors import Stopped, UserError
 from barlow.sklearn import BarlowTwinsEncoder
 from barlow.tables import Corrupted, TableEncoder, moments
 
@@ -106,6 +106,33 @@ def test_transform_is_that_of_the_trained_network() -> None:
     rows = torch.from_numpy((X - X.mean(0)) / X.std(0))
     assert np.allclose(fitted.transform(X), model(rows).detach().numpy())
     assert not np.allclose(fitted.transform(X), quick(random_state=2).fit(X).transform(X))
+
+
+def test_only_a_fit_changes_what_is_fitted() -> None:
+    fitted = quick().fit(table())
+    made = fitted.transform(table())
+    assert np.array_equal(fitted.set_params(hidden=(4,), corruption=0.9).transform(table()), made)
+    with pytest.raises(UserError, match="not the module that was fitted"):
+        fitted.set_params(encoder=Small(5)).transform(table())
+    with pytest.raises(UserError, match="corruption = 0"):
+        fitted.set_params(encoder=None, corruption=0).fit(table())
+    with pytest.raises(NotFittedError):
+        fitted.transform(table())
+    images = fitted.set_params(corruption=0.3, config=SMALL).fit(blobs(40))
+    assert not hasattr(images, "n_features_in_")
+
+
+def test_a_fit_that_is_stopped_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kills: advice to continue a run whose temporary folder is gone."""
+    for code, kind in ((130, KeyboardInterrupt), (143, Stopped)):
+
+        def stopped(*given: Any, code: int = code, **more: Any) -> None:
+            raise Stopped("continue with …", code)
+
+        monkeypatch.setattr("barlow.run.pretrain", stopped)
+        with pytest.raises(kind) as raised:
+            quick().fit(table())
+        assert "continue" not in str(raised.value)
 
 
 def test_paths_keep_their_order_and_their_doubles(tmp_path: Path) -> None:

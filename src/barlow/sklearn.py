@@ -27,6 +27,7 @@ Kind = Literal["table", "images", "paths"]
 LEAST = 4  # samples: two to train on, two held out
 CHUNK = 256  # rows a pass
 STEPS = 1000  # of a table, unless a length is given
+FITTED = ("weights_", "settings_", "kind_", "mean_", "scale_", "n_features_in_", "feature_names_in_")
 INSTEAD = {"images": "X holds them", "out": "out is a parameter", "seed": "random_state is the seed",
            "devices": "an estimator trains on one device"}  # fmt: skip
 WORDS = {"table": "a table", "images": "an array of images", "paths": "a list of paths"}
@@ -96,15 +97,19 @@ class BarlowTwinsEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         from barlow.run import pretrain
 
         kind = kind_of(X)
+        for name in FITTED:  # a fit that fails leaves nothing half new, and images nothing of a table
+            self.__dict__.pop(name, None)
         with _folder(self.out) as out, _chance_kept():
             config = self._config(kind, out)
             given = self._table_given(X, config.seed or 0) if kind == "table" else self._images_given(X, kind)
             try:
                 run = pretrain(config, **given, quiet=not self.verbose)
             except Stopped as stopped:
-                if stopped.exit_code == 130 and self.out is None:  # the run that it says could be continued is gone
+                if self.out is not None:
+                    raise
+                if stopped.exit_code == 130:
                     raise KeyboardInterrupt from None
-                raise
+                raise Stopped("Stopped before the end of the fit; nothing is kept.", stopped.exit_code) from None
             folder = encoder_folder(run)
             self.settings_, self.weights_ = read_config(folder), load_file(folder / WEIGHTS)
         self.kind_ = kind
@@ -164,6 +169,7 @@ class BarlowTwinsEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
             raise UserError(f"hidden = {self.hidden} are no widths of layers, such as (256, 256).")
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=LEAST)
         self.mean_, self.scale_ = moments(X)
+        self._widths = tuple(map(int, widths))
         rows = ((X - self.mean_) / self.scale_).astype(np.float32)
         corrupted = Corrupted(torch.from_numpy(rows), self.corruption)
         torch.manual_seed(seed)
@@ -174,7 +180,7 @@ class BarlowTwinsEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         """The module of one's own, or that of a table."""
         from barlow.tables import TableEncoder
 
-        return TableEncoder(len(self.mean_), self.hidden) if self.encoder is None else copy.deepcopy(self.encoder)
+        return TableEncoder(len(self.mean_), self._widths) if self.encoder is None else copy.deepcopy(self.encoder)
 
     def _opened(self) -> Any:
         """The trained encoder, built anew from ``settings_`` and ``weights_``."""
@@ -186,17 +192,21 @@ class BarlowTwinsEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         own = self.settings_["architecture"].startswith(OWN)
         with _chance_kept():
             model = self._network() if own else rebuild(self.settings_, Path("settings_"))
-        model.load_state_dict({name: torch.tensor(array) for name, array in self.weights_.items()})
+        try:
+            model.load_state_dict({name: torch.tensor(array) for name, array in self.weights_.items()})
+        except (AttributeError, RuntimeError):
+            raise UserError("encoder is not the module that was fitted: fit again, or give that one back.") from None
         return wrap(model, self.settings_)
 
     def _features(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Of standardised rows, in double precision: what a row becomes does not depend on its neighbours."""
+        """Of standardised rows; by the perceptron in double precision: a row's features do not depend on the others."""
         import torch
 
-        model = self._opened().double()
+        kind = torch.float64 if self.encoder is None else torch.float32
+        model, all_rows = self._opened().to(kind), torch.from_numpy(rows).to(kind)
         with torch.inference_mode():
-            made = [model(torch.from_numpy(rows[at : at + CHUNK])).numpy() for at in range(0, len(rows), CHUNK)]
-        return np.concatenate(made)
+            parts = [model(all_rows[at : at + CHUNK]).numpy() for at in range(0, len(rows), CHUNK)]
+        return np.concatenate(parts).astype(np.float64)
 
     def _image_features(self, X: Any) -> NDArray[np.float32]:
         import torch
