@@ -404,6 +404,30 @@ def test_a_disk_that_stays_full_keeps_the_old_checkpoint_and_stops_resumably(tin
     assert saved(Path(tiny().out or "")) == 8
 
 
+def test_a_disk_too_full_for_a_line_is_no_checkpoint_and_is_said(
+    tiny: Make, tmp_path: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Kills: "saved" where metrics.jsonl, which comes before the checkpoint, was refused; a traceback at the end."""
+    whole = pretrain(tiny(out=str(tmp_path / "whole"), checkpoint_every=4), quiet=True)
+    flush = Run._flush
+
+    def no_room(run: Run) -> None:
+        flush(run) if b'"step": 6' not in run._pending else full()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_flush", no_room)
+        with pytest.raises(Stopped, match=r"the last checkpoint could not be written\. Make room"):
+            pretrain(tiny(checkpoint_every=4), quiet=True)
+    words = capsys.readouterr().err
+    assert "warning: could not write " in words
+    assert "metrics.jsonl (No space left on device), so there is no new checkpoint" in words
+    assert "the last lines of" in words
+    assert saved(Path(tiny().out or "")) == 4
+    run = pretrain(tiny(), quiet=True)
+    assert lines(run, "train") == lines(whole, "train")
+    assert same(weights(run), weights(whole))
+
+
 def test_results_that_find_no_room_stop_resumably(tiny: Make, monkeypatch: Patch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(barlow.finish, "save_encoder", full)

@@ -137,10 +137,14 @@ class Run:
     def sync(self) -> None:
         """Forces metrics.jsonl to the disk; call it before a checkpoint, or a power cut may lose lines before it.
 
-        Raises OSError when the disk does not take it.
+        Raises OSError, in a sentence, when the disk does not take it.
         """
-        self._flush()
-        os.fsync(self._metrics.fileno())
+        try:
+            self._flush()
+            os.fsync(self._metrics.fileno())
+        except OSError as error:
+            what = f"could not write {self.folder / 'metrics.jsonl'} ({error.strerror})"
+            raise OSError(f"{what}, so there is no new checkpoint") from error
 
     def rewind(self, step: int) -> None:
         """Removes what the run that goes on from ``step`` writes again: lines and snapshots of later steps.
@@ -177,7 +181,11 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
+        """Lines that are lost here came after the last checkpoint: a resume writes them again, or they are events."""
+        try:
+            self.close()
+        except OSError as error:
+            say(f"warning: the last lines of {self.folder / 'metrics.jsonl'} found no room ({error.strerror})")
 
 
 def stays(line: Mapping[str, Any], step: int) -> bool:

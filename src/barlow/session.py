@@ -69,6 +69,7 @@ class Session:
         self.losses: list[float] = []  # those logged
         self.worried = False
         self._saved_step = -1
+        self._refused = False  # metrics.jsonl did not reach the disk, so no save was begun
         self._told: set[str] = set()
         self.watch = Watch()
         self.quarantine: Quarantine | None = None
@@ -214,8 +215,10 @@ class Session:
         scaler = self.parts.scaler
         state = {"optimizer": numbers, "measure": self.measure, "best": self.best, "skipped": self.skipped,
                  "in_a_row": self.in_a_row, "scaler": scaler.state_dict() if scaler else None}  # fmt: skip
+        self._refused = True
         try:
             self.run.sync()
+            self._refused = False
             self.saver.save(self.step, tensors, state, best=self.best[0])
         except OSError as error:  # SaveFailed is one: of the save before, and this one is its retry
             self.warn(error)
@@ -226,11 +229,12 @@ class Session:
             try:
                 if self.saver:
                     self.saver.join()
-                return True
+                if not self._refused:
+                    return True
             except OSError as error:
                 self.warn(error)
-                if attempt == 0:
-                    self.save()
+            if attempt == 0:
+                self.save()
         return False
 
     def warn(self, error: OSError) -> None:
