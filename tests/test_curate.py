@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,23 @@ def test_the_table_and_the_sheet(tmp_path: Path) -> None:
         assert (
             len(set(sheet.getdata() if not hasattr(sheet, "get_flattened_data") else sheet.get_flattened_data())) > 20
         )
+
+
+def test_an_encoder_that_is_barely_trained_is_no_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The last verdict of the run counts, and only the one on the encoder's output."""
+    run = a_run(tmp_path / "run")
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), np.uint8))
+
+    def warned(*verdicts: str) -> str:
+        lines = [{"kind": "health", "step": k, "of": "features", "verdict": v} for k, v in enumerate(verdicts)]
+        lines += [{"kind": "health", "step": 9, "of": "embedding", "verdict": "complete collapse"}]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        curate(run, str(tmp_path / "images.npy"), tmp_path / "found.csv")
+        return capsys.readouterr().err
+
+    assert "at step 1, is 'not learning yet': do not trust" in warned("healthy", "not learning yet")
+    assert warned("not learning yet", "healthy") == ""
+    assert warned() == ""
 
 
 def test_mistakes(tmp_path: Path) -> None:

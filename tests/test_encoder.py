@@ -24,6 +24,7 @@ from barlow.encoder import save_encoder
 from barlow.errors import UserError
 from barlow.network import build_encoder, model_arguments
 
+GOOD = {"input_size": [3, 32, 32], "mean": [0, 0, 0], "std": [1, 1, 1]}
 ARGS = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 16], "stem_chs": 8}
 
 
@@ -136,6 +137,14 @@ def changed(folder: Path, tmp_path: Path, **changes: Any) -> Path:
         ({"barlow": {"value_range": [2.0, 1.0]}}, "is damaged"),
         ({"barlow": {"value_range": "ab"}}, "is damaged"),
         ({"pretrained_cfg": {"input_size": [3, 32, 32], "mean": [0, 0, 0], "std": [1, 0, 1]}}, "is damaged"),
+        ({"barlow": None}, "is damaged"),
+        ({"barlow": {"format": 2}}, "another version of barlow .format 2, this one reads 1"),
+        ({"pretrained_cfg": GOOD | {"mean": [float("nan"), 0, 0]}}, "is damaged"),
+        ({"pretrained_cfg": GOOD | {"std": [1, 1, float("inf")]}}, "is damaged"),
+        ({"pretrained_cfg": GOOD | {"input_size": [3, True, True]}}, "is damaged"),
+        ({"pretrained_cfg": GOOD | {"crop_pct": 0.875}}, "a preprocessing that barlow does not have .crop_pct 0.875"),
+        ({"model_args": ARGS | {"layers": [10**6, 1, 1, 1]}}, "far larger than its weights"),
+        ({"model_args": ARGS | {"channels": [10**5] * 4}}, "far larger than its weights|cannot take"),
         ({"pretrained_cfg": {"input_size": [3, 10**9, 10**9], "mean": [0, 0, 0], "std": [1, 1, 1]}}, "is damaged"),
     ],
 )
@@ -171,6 +180,14 @@ def test_damaged_weights(folder: Path, tmp_path: Path, damage: str) -> None:
         weights.unlink()
     with pytest.raises(UserError):
         load_encoder(copy)
+
+
+def test_configs_that_are_no_configs(folder: Path, tmp_path: Path) -> None:
+    copy = changed(folder, tmp_path)
+    for text in (b"[" * 100_000, b"null", b"[]", b"\xff", b" " * (2 << 20) + b"{}"):
+        (copy / "config.json").write_bytes(text)
+        with pytest.raises(UserError, match="is damaged"):
+            load_encoder(copy)
 
 
 def test_folder_that_is_no_encoder(tmp_path: Path) -> None:

@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from barlow.console import say
 from barlow.curation import FAR, Curated, curate_features
 from barlow.embedding import embed_images, load_on_device
+from barlow.encoder import encoder_folder
 from barlow.errors import DataError, UserError
 from barlow.files import atomic_write
 from barlow.guard import BadImage
 from barlow.images import Images, open_images
+from barlow.runlog import read_metrics
 from barlow.sheet import Cell, cell, strips
 
 SHOWN = 8  # pictures a row of the contact sheet
@@ -34,6 +37,8 @@ def curate(run: str | Path, images: Any, output: Path, *, picks: int = 100, seed
     if picks < 0:
         raise UserError(f"--picks {picks} is below 0.")
     encoder = load_on_device(run)
+    if doubt := verdict_of(run):
+        say(f"warning: {doubt}")
     source = open_images(images, channels=encoder.channels, value_range=encoder.value_range)
     parts = list(embed_images(encoder, source))
     keys = [key for part, _ in parts for key in part]
@@ -51,6 +56,17 @@ def curate(run: str | Path, images: Any, output: Path, *, picks: int = 100, seed
     far, chosen = int((found.outlier >= FAR).sum()), int((found.pick > 0).sum())
     copies = f"{groups:,} groups of near-duplicates ({double:,} images)"
     return f"{len(keys):,} images: {copies}, {far:,} outliers, {chosen:,} to label first"
+
+
+def verdict_of(run: str | Path) -> str | None:
+    """What the run itself last said of its encoder, where that is not "healthy"; None where it was, or is not known."""
+    lines = read_metrics(encoder_folder(run).parent / "metrics.jsonl")
+    looks = [line for line in lines if line.get("kind") == "health" and line.get("of") == "features"]
+    if not looks or looks[-1].get("verdict") == "healthy":
+        return None
+    verdict, step = looks[-1].get("verdict"), looks[-1]["step"]
+    return (f"the run's last verdict on this encoder, at step {step:,}, is {verdict!r}: do not trust what it finds alike "
+            "or unusual; train longer, or see the report")  # fmt: skip
 
 
 def _table(keys: list[str], found: Curated) -> str:

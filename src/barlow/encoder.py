@@ -12,10 +12,11 @@ from typing import Any, cast, final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from barlow.config import OWN
 from barlow.errors import UserError
@@ -24,6 +25,9 @@ from barlow.network import build_encoder, feature_count
 from barlow.views import View, crop, draw
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+FORMAT = 1  # of this folder: a folder of another one is refused, not misread
+OURS = {"interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center"}  # the preprocessing; timm knows others
+LARGEST = 1 << 20  # bytes of config.json
 
 
 @final
@@ -102,9 +106,7 @@ def save_encoder(
             "custom_load": False,
             "input_size": list(shape) or [len(mean), size, size],
             "fixed_input_size": "img_size" in arguments,
-            "interpolation": "bicubic",
-            "crop_pct": 1.0,
-            "crop_mode": "center",
+            **OURS,
             "mean": list(mean),
             "std": list(std),
             "num_classes": 0,
@@ -112,7 +114,7 @@ def save_encoder(
             "first_conv": None,
             "classifier": None,
         },
-        "barlow": dict(origin) | ({"shape": list(shape)} if shape else {}),
+        "barlow": {"format": FORMAT, **origin} | ({"shape": list(shape)} if shape else {}),
     }
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     atomic_write(folder / WEIGHTS, to_safetensors(tensors, metadata={"format": "pt"}))
@@ -129,7 +131,7 @@ def load_encoder(path: str | Path, model: nn.Module | None = None) -> Encoder:
     folder = encoder_folder(path)
     config = read_config(folder)
     if model is None:
-        model = rebuild(config, folder)
+        model = _rebuilt(config, folder)
     elif not config["architecture"].startswith(OWN):
         raise UserError(f"{folder} holds timm's {config['architecture']}, which is rebuilt by name: give no model.")
     try:
@@ -152,7 +154,7 @@ def untrained(path: str | Path, seed: int) -> Encoder:
     config = read_config(folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return wrap(rebuild(config, folder), config)
+        return wrap(_rebuilt(config, folder), config)
 
 
 def encoder_folder(path: str | Path) -> Path:
@@ -166,6 +168,8 @@ def encoder_folder(path: str | Path) -> Path:
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of an encoder folder, its fields checked (UserError)."""
     try:
+        if (folder / CONFIG).stat().st_size > LARGEST:
+            raise ValueError("a config has no megabytes")
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         cfg = config["pretrained_cfg"]
         shape = config.get("barlow", {}).get("shape")
@@ -174,19 +178,26 @@ def read_config(folder: Path) -> dict[str, Any]:
             isinstance(config["architecture"], str)
             and isinstance(config["model_args"], dict)
             and (shape is None or _is_shape(shape, config["architecture"]))
+            and type(size) is type(width) is type(channels) is int
             and size == width
             and 0 < size <= 16384
             and 0 <= channels <= 65536
             and (channels > 0 or shape is not None)
             and len(cfg["mean"]) == len(cfg["std"]) == channels
-            and all(isinstance(v, (int, float)) for v in (*cfg["mean"], *cfg["std"]))
+            and all(isinstance(v, (int, float)) and math.isfinite(v) for v in (*cfg["mean"], *cfg["std"]))
             and all(v > 0 for v in cfg["std"])
             and _is_range(config.get("barlow", {}).get("value_range"))
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         sound = False
     if not sound:
         raise UserError(f"{folder / CONFIG} is damaged, or is not an encoder that this program wrote.")
+    if (theirs := config.get("barlow", {}).get("format", FORMAT)) != FORMAT:
+        raise UserError(
+            f"{folder} was written by another version of barlow (format {theirs!r}, this one reads {FORMAT})."
+        )
+    if other := [f"{key} {cfg[key]!r}" for key, value in OURS.items() if cfg.get(key, value) != value]:
+        raise UserError(f"{folder / CONFIG} asks for a preprocessing that barlow does not have ({', '.join(other)}).")
     return cast(dict[str, Any], config)
 
 
@@ -197,6 +208,28 @@ def _is_shape(shape: Any, architecture: str) -> bool:
 
 def _is_range(span: Any) -> bool:
     return span is None or (len(span) == 2 and math.isfinite(span[0]) and math.isfinite(span[1]) and span[0] < span[1])
+
+
+def _rebuilt(config: Mapping[str, Any], folder: Path) -> nn.Module:
+    """``rebuild``, given up as soon as the network is far larger than its weights: a stranger's config must not take
+    all memory, or hours."""
+    try:
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            sizes = [math.prod(file.get_slice(name).get_shape()) for name in file.keys()]  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"The encoder's weights {folder / WEIGHTS} cannot be read: {error}.") from None
+    made = np.zeros(2, np.int64)
+
+    def count(_: nn.Module, __: str, parameter: Tensor) -> None:
+        made[:] += 1, parameter.numel()
+        if made[0] > 1000 + 4 * len(sizes) or made[1] > 10**7 + 4 * sum(sizes):
+            raise ValueError("it would be far larger than its weights")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        return rebuild(config, folder)
+    finally:
+        hook.remove()
 
 
 def rebuild(config: Mapping[str, Any], folder: Path) -> nn.Module:
