@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY_ARGS, blobs
+from lightning_fabric import Fabric
 from PIL import Image
 from test_run import lines
 
@@ -21,7 +23,7 @@ from barlow import Config, pretrain, ranks
 from barlow.batches import Batch, Stream
 from barlow.checkpoint import latest, load
 from barlow.errors import DataError, NumbersError, Stopped, UserError
-from barlow.launch import end_others, requeue, surroundings
+from barlow.launch import end_others, launch, requeue, surroundings
 from barlow.session import Session
 
 
@@ -185,6 +187,18 @@ def test_a_mistake_in_the_settings_ends_all(folder: Path) -> None:
     endings = run(2, folder, settings(folder))
     assert [code for code, _ in endings] == [2, 2]
     assert "thesis.tex" in endings[0][1]
+
+
+def test_processes_that_do_not_find_each_other_are_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: Any) -> None:
+        raise torch.distributed.DistNetworkError("Broken pipe. Exception raised from sendBytes")
+
+    monkeypatch.setattr(Fabric, "launch", broken)
+    with pytest.raises(
+        Stopped, match=r"did not find each other \(Broken pipe\): give the same command again"
+    ) as stopped:
+        launch(settings(folder, devices=1), ExitStack())
+    assert stopped.value.exit_code == 75
 
 
 # Who started us

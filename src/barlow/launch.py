@@ -25,7 +25,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 
 from barlow.config import Config
 from barlow.console import say
-from barlow.errors import UserError
+from barlow.errors import Stopped, UserError
 from barlow.machine import machine
 from barlow.signals import parse_duration
 
@@ -55,7 +55,13 @@ def launch(config: Config, stack: ExitStack) -> Fabric:
         plugins=[environment] if many else [],
     )
     with watching(children):
-        fabric.launch()
+        try:
+            fabric.launch()
+        except torch.distributed.DistError as error:
+            what = str(error).splitlines()[0].partition(". ")[0]
+            raise Stopped(
+                f"The processes of this run did not find each other ({what}): give the same command again."
+            ) from error
     return fabric
 
 

@@ -87,11 +87,11 @@ def pretrain(
     check_installed(config.logger or ())
     with ExitStack() as stack:
         out = Path(config.out or RULES["out"](config, _NOTHING)[0])
+        stack.enter_context(signals_outside_training(out))
         fabric = launch(config, stack)
         quiet = quiet or ranks.rank() > 0
         if dry_run:
             return show_plan(config, fabric, images, mine)
-        stack.enter_context(signals_outside_training(out))
         stack.enter_context(roll_call(f"Bring it back and continue with: barlow pretrain --resume {out}"))
         begun = begin(config, images, mine, out, resume, allow, quiet, stack)
         if begun.fresh or begun.config.steps is None:
