@@ -5,8 +5,8 @@ thirds of the rows without their labels; ten times each, a logistic regression l
 and is judged on the last third, which nothing was fitted on. Beside it the same on raw values and on 32 principal
 components.
 
-Raw values .860 ± .021, PCA .857 ± .020, Barlow Twins .900 ± .020 (mean ± sd, n = 30), in 69 s of one core of an AMD EPYC (Zen 4), torch 2.15,
-scikit-learn 1.9.
+Raw values .860 ± .021, PCA .857 ± .020, Barlow Twins .900 ± .020 (mean ± sd, n = 30), in 69 s of one core of an AMD
+EPYC (Zen 4), torch 2.15, scikit-learn 1.9.
 
     python examples/few_labels.py            # all of it
     python examples/few_labels.py --quick    # a few steps, to see that it runs
