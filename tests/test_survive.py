@@ -23,6 +23,7 @@ from test_run import lines, same, weights
 import barlow.checkpoint
 import barlow.finish
 import barlow.launch
+import barlow.length
 import barlow.run
 import barlow.session
 import barlow.train
@@ -474,9 +475,16 @@ def test_out_of_memory_in_one_sentence_with_the_way_out(tiny: Make, monkeypatch:
     def broke(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(barlow.train, "one_step", broke)
-    with pytest.raises(UserError, match=r"out of memory on cpu: .* in use at the peak.*--micro-batch 16"):
-        pretrain(tiny(), quiet=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(barlow.train, "one_step", broke)
+        with pytest.raises(
+            UserError, match=r"out of memory on cpu: .* at the peak.*--micro-batch 16 --allow micro_batch"
+        ):
+            pretrain(tiny(), quiet=True)
+    pretrain(tiny(micro_batch=16), allow=["micro_batch"], quiet=True)  # the advice, followed in the same folder
+    monkeypatch.setattr(barlow.length, "one_step", broke)
+    with pytest.raises(UserError, match=r"out of memory on cpu: .*--micro-batch 16"):
+        pretrain(tiny(steps=None, minutes=1), dry_run=True)
 
 
 # What is kept

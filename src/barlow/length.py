@@ -11,6 +11,7 @@ import torch
 
 from barlow import ranks
 from barlow.config import Config
+from barlow.endings import out_of_memory_in_words
 from barlow.held_out import LIDAR_VIEWS, health_lines
 from barlow.launch import patience
 from barlow.plan import Choice
@@ -75,7 +76,10 @@ def trial(parts: Ready, seconds: float) -> Pace:
         return (time.monotonic() - begun) / count
 
     workers, _ = readers(source, parts.config.workers or 0)
-    with closing(batches(source, 0, TRIAL_STEPS + 4, workers, patience=patience(parts.config))) as coming:
+    with (
+        out_of_memory_in_words(parts),
+        closing(batches(source, 0, TRIAL_STEPS + 4, workers, patience=patience(parts.config))) as coming,
+    ):
         timed(2)  # the first steps pay for allocations and for starting workers
         once = timed(2)
         count = ranks.broadcast(max(3, min(TRIAL_STEPS, int(seconds / once))))

@@ -120,8 +120,8 @@ def explain_out_of_memory(
     more = int(float(asked[1].rstrip(".")) * BYTES[(asked[2] or "bytes").lower()]) if asked else 0
     limit = memory_limit(device)
     fit = min(largest_batch(before, peak + more, batch, limit) if limit else batch // 2, batch // 2)
-    way = f"--micro-batch {fit}" if fit else "a smaller --image-size, --encoder or --projector"
-    same = " (the same result, two passes a step)" if fit else ""
+    way = f"--micro-batch {fit} --allow micro_batch" if fit else "a smaller --image-size, --encoder or --projector"
+    same = " (the loss of the whole batch, in two passes a step)" if fit else ""
     return (
         f"out of memory on {device}: {readable(peak)} were in use at the peak"
         + (f", {readable(more)} more were asked for" if more else "")
