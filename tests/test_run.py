@@ -307,3 +307,13 @@ def test_colour_images_train_in_bfloat16(tiny: Make, tmp_path: Path, views: str)
     (first, *_), (as_exact, *_) = lines(run, "health"), lines(exact, "health")
     assert first["step"] == as_exact["step"] == 0
     assert first["twins_found"] == pytest.approx(as_exact["twins_found"], abs=0.2)
+
+
+def test_a_run_on_pairs_that_do_not_belong_together_says_so(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = barlow.train.barlow_twins_loss
+    sound = lines(pretrain(tiny(steps=24), quiet=True), "health")[-1]
+    assert sound["train_diagonal"] > 0.1
+    monkeypatch.setattr(barlow.train, "barlow_twins_loss", lambda a, b, lambda_: own(a, b.roll(1, 0), lambda_=lambda_))
+    mixed = lines(pretrain(tiny(steps=24, out=str(tiny().out) + "-mixed"), quiet=True), "health")[-1]
+    assert mixed["verdict"] == "not learning yet"
+    assert "In training" in mixed["sentence"]

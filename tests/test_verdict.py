@@ -165,3 +165,16 @@ def test_the_table_is_printed(
     shown = capsys.readouterr().out
     assert "| complete collapse | · |" in shown
     assert "0 wrong verdicts, 1 seeds" in shown
+
+
+def test_views_that_agree_only_where_nothing_is_trained_are_not_learned_from() -> None:
+    """A mix-up of pairs in training: what is only decorrelated keeps finding held-out twins for hundreds of steps."""
+    draw = np.random.default_rng(0)
+    z = draw.standard_normal((256, 64))
+    m = measure(z, z + 0.5 * draw.standard_normal(z.shape))
+    assert judge(m, embedding=True).verdict == "healthy"
+    assert judge(m | {"train_diagonal": 0.4}, embedding=True).verdict == "healthy"
+    mixed = judge(m | {"train_diagonal": -0.02}, embedding=True)
+    assert mixed.verdict == "not learning yet"
+    assert "agree by -0.02" in mixed.sentence
+    assert "does not belong together" in mixed.causes[-1]

@@ -65,8 +65,10 @@ def verdict_of(run: str | Path) -> str | None:
     if not looks or looks[-1].get("verdict") == "healthy":
         return None
     verdict, step = looks[-1].get("verdict"), looks[-1]["step"]
-    return (f"the run's last verdict on this encoder, at step {step:,}, is {verdict!r}: do not trust what it finds alike "
-            "or unusual; train longer, or see the report")  # fmt: skip
+    return (
+        f"the run's last verdict on this encoder, at step {step:,}, is {verdict!r}: do not trust what it finds alike or "
+        "unusual; train longer, or see the report"
+    )
 
 
 def _table(keys: list[str], found: Curated) -> str:

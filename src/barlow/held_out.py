@@ -124,12 +124,15 @@ def part(batch: Batch, rows: slice) -> Batch:
     return Batch(batch.step, batch.images[rows], batch.epochs[rows], crops, draws, [])
 
 
-def health_lines(step: int, out: dict[str, Tensor], *, warm_up: bool, shared: bool = True) -> list[dict[str, Any]]:
+def health_lines(
+    step: int, out: dict[str, Tensor], *, warm_up: bool, shared: bool = True, train_diagonal: float | None = None
+) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl of kind "health": of the encoder's output first, of the projector's last.
 
     The encoder's output is that of the clean images, as it will be used; whether twins are found is asked of the views.
     Two networks (not ``shared``) give features that have no direction in common, so each encoder is judged by itself,
-    the second in a line of its own; the embeddings are compared as ever.
+    the second in a line of its own; the embeddings are compared as ever. ``train_diagonal``: mean diagonal of the
+    cross-correlation in the last batches, if there were any.
     """
     z = {name: value.numpy() for name, value in out.items()}
     features = measure(z["features"])
@@ -138,7 +141,10 @@ def health_lines(step: int, out: dict[str, Tensor], *, warm_up: bool, shared: bo
     judged = {"features": judge(features, warm_up=warm_up)}
     if not shared:
         judged["features_b"] = judge(measure(z["features_b"]), warm_up=warm_up)
-    judged["embedding"] = judge(measure(z["embedding_a"], z["embedding_b"]), warm_up=warm_up, embedding=True)
+    embedding = measure(z["embedding_a"], z["embedding_b"])
+    if train_diagonal is not None:
+        embedding["train_diagonal"] = train_diagonal
+    judged["embedding"] = judge(embedding, warm_up=warm_up, embedding=True)
     return [
         {"kind": "health", "step": step, "of": of, **_words(found), **found.measures} for of, found in judged.items()
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections import deque
 from collections.abc import Collection
@@ -37,6 +38,7 @@ SAVE_SECONDS = 600.0  # between checkpoints, unless checkpoint_every says otherw
 SAVE_SHARE = 0.02  # of the time at most goes into saving at the ends of epochs, which may be short
 MEASURE = "twins_found"  # by it the best checkpoint is known without labels: it ranked runs best (docs/log.md)
 LINES = 2000  # of kind "train" in metrics.jsonl at most
+LATELY = 10  # of them, whose mean diagonal says whether the views in training agree
 SKIPPED = 50  # steps in a row that float16 may skip: each halves the scale of the loss, from 65,536
 TOO_LARGE = "the learning rate is probably too large"
 RECENT = 50  # steps that the rate shown is the mean of
@@ -67,6 +69,7 @@ class Session:
         self.step, self.skipped, self.in_a_row = 0, 0, 0
         self.measure, self.best = 0.0, (0, 0.0)
         self.losses: list[float] = []  # those logged
+        self.diagonals: list[float] = []  # mean diagonals, likewise
         self.worried = False
         self._saved_step = -1
         self._refused = False  # metrics.jsonl did not reach the disk, so no save was begun
@@ -97,7 +100,10 @@ class Session:
         looks = [line for line in told if line["kind"] == "health"]
         for _, look in groupby(looks, key=lambda line: int(line["step"])):
             self.watch.see(look)
-        self.losses = [math.nan if line["loss"] is None else line["loss"] for line in told if line["kind"] == "train"]
+        self.losses, self.diagonals = (
+            [math.nan if line[name] is None else line[name] for line in told if line["kind"] == "train"]
+            for name in ("loss", "diagonal")
+        )
         self.worried = any(TOO_LARGE in line["message"] for line in told if line["kind"] == "event")
 
     def took(self, batch: Batch, waited: float, skipped: bool) -> None:
@@ -180,7 +186,10 @@ class Session:
             return {}
         parts = self.parts
         out = parts.held_out.outputs(parts.network, parts.fabric.autocast)
-        lines = health_lines(self.step, out, warm_up=warm_up, shared=len(parts.network.encoders) == 1)
+        lately = statistics.fmean(self.diagonals[-LATELY:]) if self.diagonals else None
+        lines = health_lines(
+            self.step, out, warm_up=warm_up, shared=len(parts.network.encoders) == 1, train_diagonal=lately
+        )
         if self.step == self.steps:
             for of, value in parts.held_out.lidar(parts.network, parts.fabric.autocast).items():
                 next(line for line in lines if line["of"] == of)["lidar"] = value

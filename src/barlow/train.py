@@ -98,6 +98,7 @@ def advise(session: Session, seen: Mapping[str, Any]) -> None:
 def worry(session: Session, line: Mapping[str, float], quiet: bool) -> None:
     """Says, once, what a learning rate that is too large looks like before its numbers are no longer finite."""
     session.losses.append(line["loss"])
+    session.diagonals.append(line["diagonal"])
     first, last = session.losses[:SOME], session.losses[-SOME:]
     if session.worried:
         return

@@ -23,7 +23,9 @@ collapsed ones showed; ``benchmarks/verdicts.py`` holds the cases and prints whi
    low enough. Healthy runs pass through 11 to 16 on their way up, at diagonals of 0.4 to 0.5; power laws up to
    λ ∝ k^−2.5 stay above these bounds.
 6. not learning yet — two views: mean diagonal < 0.35 and twins found no more than five times chance (or 3 %); or mean
-   diagonal < 0.2 and twins found below 10 %: untrained networks have about 0.2 and 5 %, on small gray images.
+   diagonal < 0.2 and twins found below 10 %: untrained networks have about 0.2 and 5 %, on small gray images. Or, of an
+   embedding in training, a mean diagonal below 0.1 in the last batches, whatever the held-out images say: then what
+   is trained on are not views of one image. (An encoder that is only decorrelated keeps finding twins for long.)
 7. healthy — none of these.
 
 From fewer than 16 images rules 3 to 5 do not speak: chance alone can make so few look flat, copied or clustered.
@@ -86,6 +88,7 @@ CAUSES: dict[str, tuple[str, ...]] = {
         "the learning rate is too low or too high",
         "λ is so large that the agreement of the views hardly counts",
         "the views are so strong that nothing common is left in them, or all images are nearly the same picture",
+        "what is given as two views of one image, or as a pair, does not belong together",
     ),
 }
 
@@ -199,6 +202,11 @@ def _low_rank(m: Mapping[str, float], embedding: bool) -> tuple[str, str] | None
 
 
 def _unlearned(m: Mapping[str, float]) -> tuple[str, str] | None:
+    if m.get("train_diagonal", 1.0) < 0.1:
+        return "not learning yet", (
+            f"In training the two views of an image agree by {m['train_diagonal']:.2f}, which is not at all (mean diagonal "
+            "of the last batches)."
+        )
     if "twins_found" not in m or m["mean_diagonal"] >= 0.35:
         return None
     few = 0.1 if m["mean_diagonal"] < 0.2 else 0.03
