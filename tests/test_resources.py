@@ -108,8 +108,8 @@ def test_out_of_memory_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     sentence = explain_out_of_memory(error, batch=512, before=4 * GB, device="cuda:0", peak=20 * GB)
     assert sentence == (
         "out of memory on cuda:0: 21 GB were in use at the peak, 6.4 GB more were asked for, 26 GB are there; "
-        "the largest batch that should fit is 256: use --micro-batch 256 --allow micro_batch (the loss of the whole batch, "
-        "in two passes a step)"
+        "the largest batch that should fit is 256: use --micro-batch 256 --allow micro_batch (the loss of the whole "
+        "batch, in two passes a step)"
     )
     sentence = explain_out_of_memory(error, batch=512, before=22 * GB, peak=23 * GB)
     assert "should fit is 64: use --micro-batch 64" in sentence

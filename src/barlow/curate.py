@@ -66,8 +66,8 @@ def verdict_of(run: str | Path) -> str | None:
         return None
     verdict, step = looks[-1].get("verdict"), looks[-1]["step"]
     return (
-        f"the run's last verdict on this encoder, at step {step:,}, is {verdict!r}: do not trust what it finds alike or "
-        "unusual; train longer, or see the report"
+        f"the run's last verdict on this encoder, at step {step:,}, is {verdict!r}: do not trust what it finds alike "
+        "or unusual; train longer, or see the report"
     )
 
 

@@ -204,8 +204,8 @@ def _low_rank(m: Mapping[str, float], embedding: bool) -> tuple[str, str] | None
 def _unlearned(m: Mapping[str, float]) -> tuple[str, str] | None:
     if m.get("train_diagonal", 1.0) < 0.1:
         return "not learning yet", (
-            f"In training the two views of an image agree by {m['train_diagonal']:.2f}, which is not at all (mean diagonal "
-            "of the last batches)."
+            f"In training the two views of an image agree by {m['train_diagonal']:.2f}, which is not at all (mean "
+            "diagonal of the last batches)."
         )
     if "twins_found" not in m or m["mean_diagonal"] >= 0.35:
         return None
