@@ -261,4 +261,6 @@ def test_corrupted_values_come_from_their_own_column() -> None:
     changed = made != rows
     assert 0.2 < float(changed.float().mean()) < 0.4
     assert int(changed.all(1).sum()) < 10
+    sources = Corrupted(rows, 1.0)(rows, torch.Generator().manual_seed(0)) // 4
+    assert float((sources[:, 0] != sources[:, 1]).float().mean()) > 0.9
     assert torch.equal(made, Corrupted(rows, 0.3)(rows, torch.Generator().manual_seed(0)))
