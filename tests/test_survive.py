@@ -36,6 +36,7 @@ from barlow.readers import WorkerLost, batches
 from barlow.run import replay
 from barlow.runlog import Run
 from barlow.session import Session
+from barlow.signals import Deadline
 from barlow.watch import Watch
 
 Make = Callable[..., Config]
@@ -198,9 +199,17 @@ def test_signals_during_the_save_do_not_spoil_it(tiny: Make, monkeypatch: Patch)
     assert saved(Path(tiny().out or "")) == 3
 
 
-def test_the_time_limit_stops_with_room_for_the_save(tiny: Make) -> None:
+def test_the_time_limit_stops_with_room_for_the_save(tiny: Make, monkeypatch: Patch) -> None:
+    near, asked = Deadline.near, []
+
+    def spied(limit: Deadline, step: float, save: float) -> bool:
+        asked.append((step, save))
+        return near(limit, step, save)
+
+    monkeypatch.setattr(Deadline, "near", spied)
     with pytest.raises(Stopped, match=r"Stopped by the time limit after step [\d,]+ of 1,000,000, saved") as stopped:
-        pretrain(tiny(steps=10**6, time_limit="5s"), quiet=True)
+        pretrain(tiny(steps=10**6, time_limit="5s", checkpoint_every=2), quiet=True)
+    assert min(asked[-1]) > 0  # the slowest step and the last save are counted
     assert stopped.value.exit_code == 75
     assert f"after step {saved(Path(tiny().out or '')):,} of" in str(stopped.value)
 
