@@ -90,7 +90,7 @@ def picture(seen: list[tuple[Floats, Floats]], shown: NDArray[np.int64], last: i
 
 def draw(name: str, fault: Fault, cut: int, runs: Path, out: Path) -> str:
     """Trains, draws out/collapse-NAME.webp, and returns what the run said at its last look."""
-    lines = run(fault, runs, cut)
+    lines = run(fault, runs, cut, "adamw")
     last = max(line["step"] for line in lines)
     folder = runs / "".join(letter if letter.isalnum() else "-" for letter in fault.name)
     figure = picture(looks(folder, last), classes(folder), last)
