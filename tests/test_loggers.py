@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def fake(monkeypatch: pytest.MonkeyPatch, opener: Callable[[Any], Record]) -> None:
     """In place of TensorBoard."""
     monkeypatch.setitem(loggers.OPENERS, "tensorboard", opener)
-    monkeypatch.setattr(loggers, "find_spec", lambda name: object())
+    monkeypatch.setattr(loggers, "find_spec", lambda name: SimpleNamespace(origin="somewhere"))
 
 
 def keep(points: Points, done: dict[str, float]) -> Callable[[Any], Record]:
@@ -163,7 +164,7 @@ def test_settings_and_mistakes(
         read_toml(tmp_path / "c.toml")
     with pytest.raises(UserError, match="logger = 'wendb' is not known: there are tensorboard"):
         Config(logger="wendb")  # type: ignore[arg-type]
-    monkeypatch.setattr(loggers, "find_spec", lambda name: None)
+    monkeypatch.setattr(loggers, "find_spec", lambda name: SimpleNamespace(origin=None) if name == "mlflow" else None)
     words = ["pretrain", "sample", "--out", str(tmp_path / "o"), "--logger", "mlflow", "--logger", "wandb"]
     with pytest.raises(SystemExit) as ended:
         main(words)

@@ -158,7 +158,8 @@ OPENERS: dict[str, Opener] = {"tensorboard": tensorboard, "wandb": wandb, "mlflo
 def check_installed(names: Sequence[str]) -> None:
     """UserError, naming what to install, for a logger whose package is not there."""
     for name in names:
-        if find_spec(name) is None:
+        found = find_spec(name)
+        if found is None or found.origin is None:  # a mere folder of that name, such as W&B leaves, is no package
             raise UserError(f"--logger {name} needs the package {name}: pip install 'barlow[{name}]'.")
 
 
