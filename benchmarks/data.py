@@ -14,6 +14,7 @@ that the loop waits for data, by metrics.jsonl, without its first line, whose st
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -147,8 +148,9 @@ def pss() -> float:
     """Proportional memory of this process and its workers, MB."""
     total = 0
     for pid in tree(os.getpid()):
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        with contextlib.suppress(ProcessLookupError):  # it has ended since
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return total / 1000
 
 
