@@ -148,7 +148,7 @@ def pss() -> float:
     """Proportional memory of this process and its workers, MB."""
     total = 0
     for pid in tree(os.getpid()):
-        with contextlib.suppress(ProcessLookupError):  # it has ended since
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # workers end before their last batch is used
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
             total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return total / 1000
