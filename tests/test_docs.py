@@ -7,7 +7,6 @@ import dataclasses
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,7 +33,7 @@ def prose(page: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def ready(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with photos/, labels.csv and, trained once for all pages, runs/photos."""
     folder = tmp_path_factory.mktemp("docs")
     sample = small_sample(folder / "sample")
@@ -50,7 +49,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         with Path("labels.csv").open("w", newline="") as file:
             csv.writer(file).writerows([["path", "label"], *rows])
         assert ended(lambda: main(["pretrain", "photos", "--out", "runs/photos"])) == 0
-        yield folder
+    return folder  # outside: what is patched here must not be so for the other files of tests
 
 
 @pytest.mark.filterwarnings("ignore:Pretrained (mean|std)")
