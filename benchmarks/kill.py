@@ -95,9 +95,10 @@ def kill_at(process: BaseProcess, run: Path, moment: str, whole: Mapping[str, fl
     """Kills ``process`` at a "birth", in a "save", or at "any" time; False when it is through before."""
     if moment == "birth":  # evenly over the time before training and the steps before the first save
         if random.random() < 0.5:
-            process.join(random.uniform(0, whole["starting"]))
+            until(process, lambda: trains(run), random.uniform(0, whole["starting"]))
         elif until(process, lambda: trains(run)):
-            process.join(random.uniform(0, SAVE_EVERY * whole["step"]))
+            saving = random.uniform(0, SAVE_EVERY * whole["step"])  # it may be faster than the one that was measured
+            until(process, lambda: any((run / "checkpoints").glob("*")), saving)
     elif moment == "save":
         until(process, lambda: any((run / "checkpoints").glob(".writing-*")))
         process.join(random.uniform(0, 0.003))

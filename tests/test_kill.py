@@ -24,7 +24,6 @@ def script(name: str) -> ModuleType:
 def test_five_kills_change_no_bit(tmp_path: Path) -> None:
     found = script("kill").kill_again_and_again(tmp_path, count=5, steps=40, workers=0, seed=0)
     assert found["killed"] == 5
-    assert found["birth"] >= 1
     assert found["differs"] == set()
 
 
