@@ -8,7 +8,8 @@ embedding (Fig. 4), λ (Fig. 5), unshared networks; the same budget for SimCLR, 
 ``lightly`` where this environment has it, else left out). None of the switches is in the product: they are put in from
 here. `--data` is a folder with train.npz and test.npz (`benchmarks/quality.py prepare` makes one); default: the sample.
 Every run sees the same number of images, so that a busy machine changes nothing but the time; rows that are the base
-run share it. Resumable: a run that is done is not repeated. Writes docs/ablations.md and docs/ablations.png (`--docs`).
+run share it. Resumable: a run that is done is not repeated. Writes ablations.md and ablations.png into
+`--docs`.
 """
 
 from __future__ import annotations
@@ -345,7 +346,7 @@ def main() -> None:
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options.add_argument("--only", default="", help="rows whose group or name holds this")
     options.add_argument("--out", type=Path, default=Path("runs/ablations"))
-    options.add_argument("--docs", type=Path, default=Path("docs"))
+    options.add_argument("--docs", type=Path, default=Path("docs/explanation"))
     given = options.parse_args()
     one_thread()
     about = data(given.data, given.images)
