@@ -321,3 +321,17 @@ def test_umap_is_a_second_map_where_it_is_installed(run: Maker, monkeypatch: pyt
     _, page = page_of(folder)
     assert sum(tag == "i" for tag, _ in page.tags) == alone + 60
     assert "UMAP" in page.words
+
+
+def test_umap_that_fails_costs_its_map_and_is_named(
+    run: Maker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(**_: Any) -> None:
+        raise ValueError("no neighbours")
+
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=broken))
+    _, page = page_of(run())
+    assert "PCA" in page.words
+    assert "UMAP" not in page.words
+    said = capsys.readouterr()
+    assert "no map by UMAP in the report (ValueError: no neighbours)" in said.out + said.err

@@ -9,6 +9,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from barlow.console import say
 from barlow.health import spectrum
 from barlow.pictures import Line, apart, chart, diverging, thumbnail
 
@@ -169,7 +170,10 @@ def umap(features: Array) -> Array | None:
 
             near = max(2, min(15, len(features) - 1))
             return np.asarray(UMAP(n_neighbors=near, metric="cosine", random_state=0).fit_transform(features))
-    except Exception:  # an extra picture never costs the report
+    except ImportError:
+        return None
+    except Exception as error:  # an extra picture never costs the report
+        say(f"warning: no map by UMAP in the report ({type(error).__name__}: {error})")
         return None
 
 

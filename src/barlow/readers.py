@@ -54,8 +54,8 @@ def batches(
 def ahead(items: Iterator[Item]) -> Generator[Item]:
     """The same items, each fetched by a thread while the one before it is used.
 
-    A batch that comes from another process takes milliseconds to arrive, and several times as long where the network
-    has all cores: a twentieth of a short step. What the items raise is raised here, in its turn.
+    A batch that comes from another process takes some three milliseconds to arrive, however long ago it was made. What
+    the items raise is raised here, in its turn.
     """
     queue: Queue[tuple[Item | None, BaseException | None]] = Queue(1)
     over = Event()

@@ -47,9 +47,8 @@ RECENT = 50  # steps that the rate shown is the mean of
 def readers(source: Stream, workers: int) -> tuple[int, str | None]:
     """How many of ``workers`` fit in shared memory, and the sentence to tell where it is fewer."""
     pixels = len(source.mine) * source.size**2 * source.images.channels
-    return fit_shared_memory(
-        workers, len(source.views) * pixels * np.dtype(source.images.dtype).itemsize, AHEAD + 2
-    )  # two wait here
+    batch = len(source.views) * pixels * np.dtype(source.images.dtype).itemsize
+    return fit_shared_memory(workers, batch, AHEAD + 2)  # two wait in this process
 
 
 def looks_every(steps: int) -> int:
