@@ -32,7 +32,7 @@ class WorkerLost(RuntimeError):
 
 
 def batches(
-    source: Stream, start: int, stop: int, workers: int, *, patience: float = 0.0, pin: bool = False
+    source: Stream, start: int, stop: int, workers: int, *, patience: float = 0.0
 ) -> Generator[tuple[Batch, float]]:
     """(batch, seconds waited for it) for steps ``start`` to ``stop``, made by ``workers`` processes, in order.
 
@@ -41,7 +41,7 @@ def batches(
     within ``patience`` seconds (0: for ever); it then prints on standard error where it hangs. To be closed.
     """
     if workers:
-        coming = ahead(_received(*_started(source, start, stop, workers, patience, pin), patience))
+        coming = ahead(_received(*_started(source, start, stop, workers, patience), patience))
     else:
         coming = (source[step] for step in range(start, stop))
     with closing(coming):
@@ -90,7 +90,7 @@ def ahead(items: Iterator[Item]) -> Generator[Item]:
 
 
 def _started(
-    source: Stream, start: int, stop: int, workers: int, patience: float, pin: bool
+    source: Stream, start: int, stop: int, workers: int, patience: float
 ) -> tuple[Iterator[Any], set[BaseProcess]]:
     """(what the workers send, the workers)."""
     context = multiprocessing.get_context("forkserver")
@@ -100,7 +100,7 @@ def _started(
         warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores, if so wanted
         loader = DataLoader(
             _Told(source), batch_size=None, sampler=range(start, stop), num_workers=workers, collate_fn=_same,
-            pin_memory=pin, multiprocessing_context=context, worker_init_fn=_start_worker, prefetch_factor=AHEAD,
+            multiprocessing_context=context, worker_init_fn=_start_worker, prefetch_factor=AHEAD,
             timeout=patience,
         )  # fmt: skip
         coming = iter(loader)
