@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from barlow.config import Config, differences, from_mapping, merge, read_toml, to_toml
@@ -66,6 +67,67 @@ def test_dashes_and_underscores_are_the_same_word() -> None:
 def test_wrong_types_say_what_is_needed(key: str, value: object, words: str) -> None:
     with pytest.raises(UserError, match=words):
         from_mapping({key: value}, "x.toml")
+
+
+NO_SETTING = (object(), {1}, 1j, b"x", (object(),), ((1,),), {1: 2}.keys(), np.zeros((2, 2)))
+ODD = (
+    3,
+    2.5,
+    True,
+    "x",
+    (1, "x"),
+    (1, 2),
+    (0.5,),
+    (True,),
+    ({"a": 1},),
+    {"a": 1},
+    Path("x"),
+    np.int64(3),
+    np.float32(0.5),
+    [8],
+)
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Config)])
+def test_from_python_every_field_refuses_what_it_cannot_be_in_one_sentence_or_means_it(
+    field: str, tmp_path: Path
+) -> None:
+    name, taken = field.rstrip("_"), 0
+    for value in (*NO_SETTING, *ODD):
+        said, config = "", None
+        try:
+            config = Config(**{field: value})
+        except UserError as error:
+            said = str(error)
+        if config is None:
+            assert said.startswith(name), value
+            assert len(said.splitlines()) == 1
+            assert len(said) < 200
+        else:  # what is taken is what a file can hold
+            assert not any(value is one for one in NO_SETTING), value
+            taken += 1
+            (tmp_path / "a.toml").write_text(to_toml(config), encoding="utf-8")
+            assert read_toml(tmp_path / "a.toml") == config
+    assert taken < len(ODD)
+
+
+def test_what_is_needed_is_said() -> None:
+    for given, words in {
+        "steps": "steps = 'x' is not a whole number.",
+        "lr": "lr = 'x' is not a number.",
+        "twins": "twins = 'x' is not one of shared, unshared.",
+        "mean": "mean = 'x' is not a list, each a number.",
+        "logger": "logger = ('x',) is not one or more of tensorboard, wandb, mlflow, trackio.",
+        "cache": "cache = 'x' is not true or false.",
+    }.items():
+        with pytest.raises(UserError) as refused:
+            Config(**{given: "x"})  # type: ignore[arg-type]
+        assert str(refused.value) == words
+    with pytest.raises(UserError, match=r"encoder = 3 is not a text\."):
+        Config(encoder=3)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"a\.toml: lr = -1 is outside its range"):
+        from_mapping({"lr": -1}, "a.toml")
+    assert Config(Path("photos"), steps=np.int64(3)) == Config("photos", steps=3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ ALONE = {  # rooms that work on plain arrays and tensors, and all that they may 
 }  # fmt: skip
 STANDARD = {
     "__future__", "abc", "argparse", "base64", "collections", "contextlib", "copy", "csv", "dataclasses", "datetime",
-    "difflib", "enum", "errno", "functools", "hashlib", "html", "io", "itertools", "json", "math", "os", "pathlib",
-    "re", "sys", "threading", "time", "tomllib", "types", "typing", "warnings", "zlib",
+    "difflib", "enum", "errno", "functools", "hashlib", "html", "io", "itertools", "json", "math", "numbers", "os",
+    "pathlib", "re", "sys", "threading", "time", "tomllib", "types", "typing", "warnings", "zlib",
 }  # fmt: skip
 
 

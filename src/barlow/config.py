@@ -10,14 +10,13 @@ import difflib
 import json
 import math
 import tomllib
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from barlow.errors import UserError
+from barlow.kinds import fits, in_words, plain, shown
 
 OWN = "python:"  # before the names of code of one's own: settings and files can name it, but not bring it back
 
@@ -117,11 +116,14 @@ class Config:
     logger: tuple[Logger, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Brings the spellings that people type to one form and refuses values outside their range (UserError)."""
+        """Brings what people write to one form; refuses wrong types and values outside their range (UserError)."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if value is not None:
-                object.__setattr__(self, field.name, _canonical(field.name, value))
+                value = _canonical(field.name, plain(value))
+                if not fits(value, _TYPES[field.name]):
+                    raise UserError(f"{word(field.name)} = {shown(value)} is not {in_words(_TYPES[field.name])}.")
+                object.__setattr__(self, field.name, value)
         _in_range(self)
 
     def replace(self, **changes: Any) -> Config:
@@ -147,11 +149,11 @@ def from_mapping(table: Mapping[str, Any], source: str) -> Config:
             near = difflib.get_close_matches(key.replace("-", "_"), WORDS, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(WORDS))}."
             raise UserError(f"{source} has an unknown key {key!r}{hint}")
-        value = tuple(value) if isinstance(value, list) else (value,) if name == "logger" else value
-        if not _fits(value, _TYPES[name]):
-            raise UserError(f"{source}: {key} = {value!r} is not {_spell(_TYPES[name])}.")
         fields[name] = value
-    return Config(**fields)
+    try:
+        return Config(**fields)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
 
 
 def read_toml(path: Path) -> Config:
@@ -224,7 +226,7 @@ def _canonical(name: str, value: Any) -> Any:
             raise UserError(f"encoder_args {value!r} is not a JSON object such as '{{\"layers\": [1, 1, 1, 1]}}'.")
     if name == "logger" and isinstance(value, str):
         return (value,)
-    return tuple(value) if isinstance(value, list) else value
+    return value
 
 
 # field: (lowest, highest, lowest itself allowed)
@@ -250,43 +252,14 @@ def _in_range(config: Config) -> None:
         raise UserError(f"mean = {config.mean} holds something that is no finite number.")
     if not all(0 < value < math.inf for value in config.std or (1.0,)):
         raise UserError(f"std = {config.std} holds something that is no finite number above 0.")
-    for logger in config.logger or ():
-        if logger not in get_args(Logger):
-            raise UserError(f"logger = {logger!r} is not known: there are {', '.join(get_args(Logger))}.")
-    if config.time_limit:
-        from barlow.signals import parse_duration  # here, because help has no time for multiprocessing
+    for name in ("time_limit", "timeout"):
+        if text := getattr(config, name):
+            from barlow.signals import parse_duration  # here, because help has no time for multiprocessing
 
-        parse_duration(config.time_limit)
-    for name in ("images", "out", "encoder", "views", "time_limit"):
+            try:
+                parse_duration(text)
+            except UserError as error:
+                raise UserError(f"{name}: {error}") from None
+    for name in ("images", "out", "encoder", "views", "time_limit", "timeout"):
         if getattr(config, name) == "":
             raise UserError(f"{word(name)} is empty: say which, or leave it out.")
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    origin = get_origin(kind)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, k) for k in get_args(kind))
-    if origin is Literal:
-        return value in get_args(kind)
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(v, get_args(kind)[0]) for v in value)
-    if origin is dict:
-        return isinstance(value, dict)
-    if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, kind)
-
-
-def _spell(kind: Any) -> str:
-    """The type in words: ``float``, ``one of lars, adamw``."""
-    plain = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-    kinds = get_args(kind) if get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
-    words = []
-    for k in kinds:
-        if get_origin(k) is Literal:
-            words.append("one of " + ", ".join(map(str, get_args(k))))
-        elif k is not type(None):
-            words.append(plain.get(k) or ("a list" if get_origin(k) is tuple else "a table"))
-    return " or ".join(words)

@@ -1,0 +1,61 @@
+"""Whether a value is of a type, and both in words: what settings that come from people are checked with."""
+
+from __future__ import annotations
+
+import numbers
+import os
+import types
+import typing
+from typing import Any, Literal, get_args, get_origin
+
+SHOWN = 80  # letters of a value in a sentence
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a plain ``value`` is of a type as it stands in a dataclass; true and false are no numbers."""
+    origin = get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, k) for k in get_args(kind))
+    if origin is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(fits(v, get_args(kind)[0]) for v in value)
+    if origin is dict:
+        return isinstance(value, dict)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def plain(value: Any) -> Any:
+    """What Python programs hold, such as lists, paths and numbers of numpy, as tuples, texts and numbers."""
+    if isinstance(value, list | tuple):
+        return tuple(plain(each) for each in value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else value
+
+
+def in_words(kind: Any) -> str:
+    """The type as a sentence can say it: ``a number``, ``one of lars, adamw``, ``a text or a list, each a table``."""
+    if get_origin(kind) in (typing.Union, types.UnionType):
+        return " or ".join(in_words(k) for k in get_args(kind) if k is not type(None))
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(get_args(kind))
+    if get_origin(kind) is tuple:
+        of = get_args(kind)[0]
+        words = in_words(of)
+        return words.replace("one of", "one or more of") if get_origin(of) is Literal else f"a list, each {words}"
+    return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}.get(kind, "a table")
+
+
+def shown(value: Any) -> str:
+    """The value on one line that is not long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]} …"
