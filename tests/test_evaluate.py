@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from barlow import finetune, probe
+from barlow import finetune, probe, protocols
 from barlow.encoder import load_encoder, save_encoder
 from barlow.errors import NumbersError, UserError
 from barlow.evaluate import compare, evaluate, table
@@ -128,6 +128,19 @@ def test_details_add_up_to_the_figure(pair: tuple[Path, Path]) -> None:
         assert [c["class"] for c in detail["per_class"]] == ["0", "1", "2"]
         assert np.mean([c["recall"] for c in detail["per_class"]]) == pytest.approx(detail["balanced_accuracy"])
     assert "raw pixels" not in result["details"]
+
+
+def test_k_nn_votes_once_a_column_and_the_mistakes_are_the_first_ones(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[protocols.Votes] = []
+    votes_of = protocols.neighbour_votes
+    monkeypatch.setattr(protocols, "neighbour_votes", lambda *a, **k: passes.append(votes_of(*a, **k)) or passes[-1])
+    encoders: Any = {"trained": Fake(), "untrained": Fake(noise=3.0)}
+    result = compare(open_labelled(pair[0], test=pair[1]), encoders)
+    assert len(passes) == len(result["columns"]) == 3
+    surest = passes[0].certainty[result["mistakes"][0]["place"] - 300]
+    assert result["mistakes"][0]["certainty"] == surest
 
 
 def test_test_labels_change_nothing_but_the_score(tmp_path: Path) -> None:

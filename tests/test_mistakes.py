@@ -9,7 +9,7 @@ import pytest
 
 from barlow.labelled import open_labelled
 from barlow.mistakes import A_KIND, NEIGHBOURS, SIDE, named, pictures, worst_mistakes
-from barlow.protocols import knn
+from barlow.protocols import knn, neighbour_votes
 
 
 def circle(degrees: list[float]) -> np.ndarray:
@@ -20,7 +20,7 @@ def circle(degrees: list[float]) -> np.ndarray:
 def test_the_surest_wrong_answer_comes_first_with_those_who_voted_for_it() -> None:
     bank, labels = circle([0, 1, 2, 90, 91, 180]), np.array([0, 0, 0, 1, 1, 2])
     queries, truth = circle([1, 47, 0.5, 90.5]), np.array([0, 0, 1, 1])  # right, wrong, wrong for sure, right
-    sure, unsure = worst_mistakes(bank, labels, queries, truth, k=3, temperature=0.07, classes=3)
+    sure, unsure = worst_mistakes(neighbour_votes(bank, labels, queries, k=3, temperature=0.07, classes=3), truth)
     assert (sure["query"], sure["label"], sure["answer"], sure["certainty"]) == (2, 1, 0, 1.0)
     assert (unsure["query"], unsure["label"], unsure["answer"]) == (1, 0, 1)
     votes = np.exp(np.cos(np.deg2rad([43, 44, 45])) / 0.07)
@@ -33,7 +33,8 @@ def test_one_kind_of_mistake_does_not_fill_the_page() -> None:
     rng = np.random.default_rng(0)
     bank, labels = rng.standard_normal((60, 4)), rng.integers(0, 3, 60)
     queries, truth = rng.standard_normal((200, 4)), rng.integers(0, 3, 200)
-    found = worst_mistakes(bank, labels, queries, truth, k=20, temperature=0.07, classes=3)
+    votes = neighbour_votes(bank, labels, queries, k=20, temperature=0.07, classes=3)
+    found = worst_mistakes(votes, truth)
     answers = knn(bank, labels, queries, k=20, classes=3)
     kinds = [(row["label"], row["answer"]) for row in found]
     assert len(found) == 8
@@ -41,7 +42,7 @@ def test_one_kind_of_mistake_does_not_fill_the_page() -> None:
     assert all(row["answer"] == answers[row["query"]] != truth[row["query"]] == row["label"] for row in found)
     assert [row["certainty"] for row in found] == sorted((row["certainty"] for row in found), reverse=True)
     assert all(len(row["neighbours"]) == NEIGHBOURS for row in found)
-    assert worst_mistakes(bank, labels, queries, answers, k=20, temperature=0.07, classes=3) == []
+    assert worst_mistakes(votes, answers) == []
 
 
 def test_the_pictures_are_those_of_the_images_named(tmp_path: Path) -> None:

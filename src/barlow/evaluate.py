@@ -48,6 +48,7 @@ class Judged(NamedTuple):
     interval: tuple[float, float] | None = None
     draws: list[float] | None = None
     detail: dict[str, Any] | None = None
+    mistakes: list[dict[str, Any]] | None = None  # see ``worst_mistakes``
 
 
 Protocol = Callable[[Floats, Floats], Judged]  # of the features for training and for testing
@@ -131,14 +132,7 @@ def compare(
             measured["training_labels"][row["protocol"]] = used
             for name, (truth, answers) in details.items():
                 measured["details"].setdefault(name, {})[row["protocol"]] = _detail(truth, answers, names)
-    mistakes = []
-    if kind == "classes":
-        of_encoder = parts[next(iter(encoders))]
-        found = worst_mistakes(
-            of_encoder[0], targets[0], of_encoder[1], targets[1], k=min(K, int(train.sum())), temperature=TEMPERATURE,
-            classes=len(names),
-        )  # fmt: skip
-        mistakes = named(found, labelled, np.flatnonzero(train), np.flatnonzero(test))
+    measured["mistakes"] = named(measured["mistakes"], labelled, np.flatnonzero(train), np.flatnonzero(test))
     bad = sum(len(images.bad) for images in labelled.images)
     return {
         "images": {"train": int(train.sum()), "test": int(test.sum()), "unreadable": bad + int((~read).sum())},
@@ -148,7 +142,6 @@ def compare(
         "settings": {"k": min(K, int(train.sum())), "temperature": TEMPERATURE, "draws": DRAWS, PIXELS_COLUMN: how},
         "columns": list(columns),
         **measured,
-        "mistakes": mistakes,
         "weights": weights,
     }
 
@@ -167,10 +160,11 @@ def _refuse(labelled: Labelled, train: NDArray[np.bool_], test: NDArray[np.bool_
 
 
 def _measured(judges: Mapping[str, Protocol], parts: Mapping[str, tuple[Floats, Floats]], unit: str) -> dict[str, Any]:
-    """Every protocol on every column."""
+    """Every protocol on every column; the mistakes are those of the first."""
     rows: dict[str, dict[str, Any]] = {p: {"protocol": p, "unit": unit, "intervals": {}, "draws": {}} for p in judges}
     details: dict[str, dict[str, Any]] = {}
     used: dict[str, int] = {}
+    mistakes: list[dict[str, Any]] | None = None
     jobs = [(protocol, name) for name in parts for protocol in judges]
     for protocol, name in progress(jobs, "protocols", len(jobs)):
         judged, row = judges[protocol](*parts[name]), rows[protocol]
@@ -182,7 +176,8 @@ def _measured(judges: Mapping[str, Protocol], parts: Mapping[str, tuple[Floats, 
             row["draws"][name] = judged.draws
         if judged.detail and name != PIXELS_COLUMN:
             details.setdefault(name, {})[protocol] = judged.detail
-    return {"rows": list(rows.values()), "training_labels": used, "details": details}
+        mistakes = judged.mistakes if mistakes is None else mistakes
+    return {"rows": list(rows.values()), "training_labels": used, "details": details, "mistakes": mistakes or []}
 
 
 def _of_classes(labels: Ints, truth: Ints, names: list[str], seed: int) -> Mapping[str, Protocol]:
@@ -191,8 +186,10 @@ def _of_classes(labels: Ints, truth: Ints, names: list[str], seed: int) -> Mappi
         return Judged(scores.accuracy(truth, answers), len(labels), interval, detail=_detail(truth, answers, names))
 
     def knn(train: Floats, test: Floats) -> Judged:
-        k = min(K, len(labels))
-        return judged(protocols.knn(train, labels, test, k=k, temperature=TEMPERATURE, classes=len(names)))
+        votes = protocols.neighbour_votes(
+            train, labels, test, k=min(K, len(labels)), temperature=TEMPERATURE, classes=len(names)
+        )
+        return judged(votes.answers)._replace(mistakes=worst_mistakes(votes, truth))
 
     def linear(train: Floats, test: Floats) -> Judged:
         return judged(protocols.linear_probe(train, labels, test, seed=seed))

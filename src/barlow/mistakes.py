@@ -11,9 +11,8 @@ from torch import nn
 
 from barlow.guard import BadImage
 from barlow.labelled import Labelled
-from barlow.protocols import neighbour_votes
+from barlow.protocols import Votes
 
-Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 
 WORST, NEIGHBOURS = 8, 5
@@ -21,26 +20,15 @@ A_KIND = 2  # mistakes of one label and one answer at most: the same confusion e
 SIDE = 64  # pixels of the pictures, the aspect not kept
 
 
-def worst_mistakes(
-    bank: Floats, bank_labels: Ints, queries: Floats, truth: Ints, *, k: int, temperature: float, classes: int
-) -> list[dict[str, Any]]:
+def worst_mistakes(votes: Votes, truth: Ints) -> list[dict[str, Any]]:
     """Up to ``WORST`` wrong answers, the surest first, at most ``A_KIND`` of one label and one answer.
 
-    Each: ``query`` (row of ``queries``), ``label``, ``answer`` (class numbers), ``certainty`` (the answer's share of
-    the votes, 0..1), ``neighbours`` (up to ``NEIGHBOURS`` rows of ``bank``, nearest first), ``cosines`` beside them.
-    Arguments as those of ``protocols.knn``, whose answers these are; of equally sure ones that with the nearest
-    neighbour comes first.
+    Each: ``query`` (its number), ``label``, ``answer`` (class numbers), ``certainty`` (the answer's share of the votes,
+    0..1), ``neighbours`` (up to ``NEIGHBOURS`` rows of the bank, nearest first), ``cosines`` beside them. Of equally
+    sure ones that with the nearest neighbour comes first.
     """
-    nears, rows, shares = [], [], []
-    for near, which, votes in neighbour_votes(
-        bank, bank_labels, queries, k=k, temperature=temperature, classes=classes
-    ):
-        nears.append(near[:, :NEIGHBOURS].numpy())
-        rows.append(which[:, :NEIGHBOURS].numpy())
-        top = votes.max(1)
-        shares.append(np.stack([top.indices.numpy(), (top.values / votes.sum(1)).numpy()], 1))
-    cosines, neighbours, said = (np.concatenate(parts) for parts in (nears, rows, shares))
-    answers, certainty = said[:, 0].astype(np.int64), said[:, 1]
+    answers, certainty = votes.answers, votes.certainty
+    neighbours, cosines = votes.rows[:, :NEIGHBOURS], votes.cosines[:, :NEIGHBOURS]
     chosen: list[int] = []
     kinds: dict[tuple[int, int], int] = {}
     for i in np.lexsort((-cosines[:, 0], -certainty)):

@@ -6,7 +6,7 @@ the labels it is judged by: ``knn`` and the probes return predictions, the figur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +25,15 @@ WHITENING = (0.0, 0.5)  # offered to few labels: how far the features' variances
 FOLDS, MANY = 5, 5_000  # cross-validation in five folds up to so many labels, then one validation part of a fifth
 
 
+class Votes(NamedTuple):
+    """What weighted k-NN says of n queries, and by whom."""
+
+    answers: Ints  # (n,) classes
+    certainty: Floats  # (n,) float64, the share of the votes that the answer has, 0..1
+    rows: Ints  # (n, k) of the bank, nearest first
+    cosines: Floats  # (n, k) float32, beside them
+
+
 def knn(
     bank: Floats, bank_labels: Ints, queries: Floats, *, k: int = 20, temperature: float = 0.07,
     classes: int | None = None,
@@ -35,26 +44,27 @@ def knn(
     near rows the earlier counts, of classes with equal votes the lower. A row of zeros has similarity 0 to all.
     ``classes``: K, where the bank does not hold the highest class. Needs m·d + BLOCK numbers of memory.
     """
-    votes = neighbour_votes(bank, bank_labels, queries, k=k, temperature=temperature, classes=classes)
-    return torch.cat([block.argmax(1) for _, _, block in votes]).numpy()
+    return neighbour_votes(bank, bank_labels, queries, k=k, temperature=temperature, classes=classes).answers
 
 
 def neighbour_votes(
     bank: Floats, bank_labels: Ints, queries: Floats, *, k: int, temperature: float, classes: int | None = None
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """What ``knn`` decides by, for blocks of queries in their order: cosines (b, k) float32 of the nearest rows of the
-    bank, nearest first, these rows (b, k), and the votes (b, classes) float64 of their labels. Arguments as there."""
+) -> Votes:
+    """What ``knn`` decides by; arguments as there."""
     if not 1 <= k <= len(bank):
         raise ValueError(f"k must lie between 1 and the {len(bank)} rows of the bank, not {k}")
     columns = torch.nn.functional.normalize(_tensor(bank), dim=1).T
     labels = torch.from_numpy(np.asarray(bank_labels, np.int64))
     count = classes or int(labels.max()) + 1
     unit, step = torch.nn.functional.normalize(_tensor(queries), dim=1), max(1, BLOCK // len(bank))
+    blocks: list[tuple[Tensor, ...]] = []
     for start in range(0, len(unit), step):
         rows = unit[start : start + step]
         near, which = _nearest(rows @ columns, k)
         weights = ((near - near.amax(1, keepdim=True)).double() / temperature).exp()
-        yield near, which, torch.zeros(len(rows), count, dtype=torch.float64).scatter_add_(1, labels[which], weights)
+        votes = torch.zeros(len(rows), count, dtype=torch.float64).scatter_add_(1, labels[which], weights)
+        blocks.append((votes.argmax(1), votes.amax(1) / votes.sum(1), which, near))
+    return Votes(*(torch.cat(parts).numpy() for parts in zip(*blocks, strict=True)))
 
 
 def _nearest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
