@@ -332,7 +332,7 @@ def test_the_sample_brings_its_own_test_set() -> None:
     assert [len(images) for images in labelled.images] == [8000, 2000]
     assert labelled.test is not None
     assert labelled.test.sum() == 2000
-    assert labelled.targets.names == [str(k) for k in range(10)]
+    assert labelled.targets.names[::3] == ["T-shirt/top", "Dress", "Shirt", "Ankle boot"]
     assert np.bincount(labelled.targets.values[labelled.test]).min() > 150
     assert labelled.key(7999) == "7999"
     assert labelled.key(8001) == "1"
@@ -415,6 +415,27 @@ def test_what_an_npz_holds_says_what_kind_of_labels(tmp_path: Path) -> None:
         open_labelled(saved(tmp_path / "n.npz", images, np.ones(7) / 2))
     with pytest.raises(UserError, match="give integers"):
         open_labelled(saved(tmp_path / "w.npz", images, np.full((20, 2), 9)))
+
+
+def test_an_npz_can_name_its_classes(tmp_path: Path) -> None:
+    images, labels = bright(20)
+    names = np.array(["low", "middle", "high", "never"])
+    np.savez(tmp_path / "a.npz", images=images, labels=labels * 2, names=names)
+    with pytest.raises(UserError, match="has 4 names, but labels from 0 to 4"):
+        open_labelled(tmp_path / "a.npz")
+    np.savez(tmp_path / "a.npz", images=images, labels=labels, names=names)
+    assert open_labelled(tmp_path / "a.npz").targets.names == ["low", "middle", "high"]
+    np.savez(tmp_path / "b.npz", images=images[::3], labels=labels[::3] + 2, names=names)
+    both = open_labelled(tmp_path / "a.npz", test=tmp_path / "b.npz").targets
+    assert both.values.tolist() == [*labels, *[2] * 7]
+    np.savez(tmp_path / "c.npz", images=images, labels=np.eye(4, dtype=int)[labels], names=names)
+    assert open_labelled(tmp_path / "c.npz").targets.names == names.tolist()
+    for wrong in (np.arange(3), names[None], names[[0, 0, 1]], np.array(["a", None, "b"])):
+        np.savez(tmp_path / "d.npz", images=images, labels=labels, names=wrong)
+        with pytest.raises(UserError, match=r"names in .* should be texts"):
+            open_labelled(tmp_path / "d.npz")
+    np.savez(tmp_path / "e.npz", pictures=images, labels=labels, names=names)
+    assert len(open_images(tmp_path / "e.npz")) == 20
 
 
 def test_labels_for_nothing_are_one_sentence(tmp_path: Path, pair: tuple[Path, Path]) -> None:

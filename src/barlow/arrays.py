@@ -103,7 +103,7 @@ def from_file(path: Path) -> Held:
 def _image_array(names: list[str], path: Path) -> str:
     if "images" in names:
         return "images"
-    others = [name for name in names if name != "labels"]
+    others = [name for name in names if name not in ("labels", "names")]
     if len(others) != 1:
         raise UserError(f"{path} holds {', '.join(names) or 'nothing'}: name the array of images 'images'")
     return others[0]

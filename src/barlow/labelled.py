@@ -70,8 +70,9 @@ def open_labelled(
 
     ``labels``: ``sample``; a folder of class folders; a folder that holds two of these (train/ and test/ or val/) or
     train.npz and test.npz; an ``.npz`` with ``images`` and ``labels`` (integers (n,): classes, 0 and 1 (n, c): labels
-    that do not exclude each other, real numbers: values); a data set file that carries labels; a CSV with a column
-    ``path`` and one of ``label``, ``labels`` (several, separated by ;) or ``value``, and maybe ``split`` (train, test).
+    that do not exclude each other, real numbers: values) and maybe ``names`` (texts (K,), that of class k in place k);
+    a data set file that carries labels; a CSV with a column ``path`` and one of ``label``, ``labels`` (several,
+    separated by ;) or ``value``, and maybe ``split`` (train, test).
     ``images``: where the images of a CSV are, which may then label a few of many; default: the files that it names, as
     seen from where it lies. Raises UserError.
     """
@@ -125,7 +126,7 @@ def _open(
     found = open_images(path, channels=channels, value_range=value_range)
     if found.labels is not None:
         classes, values = np.unique(found.labels, return_inverse=True)
-        return found, Targets("classes", values.astype(np.int64), [str(name) for name in classes]), None
+        return found, Targets("classes", values.astype(np.int64), _names(path, classes)), None
     if found.kind != "folder":
         raise UserError(f"{source} carries no labels: give class folders, an .npz with labels, or a CSV of path,label")
     values, names = labels_from_folders(found)
@@ -151,8 +152,27 @@ def _numbers(path: Path) -> Targets | None:
     if values.dtype.kind == "f" and values.ndim in (1, 2) and np.isfinite(values).all():
         return Targets("values", values.reshape(len(values), -1).astype(np.float32), [])
     if values.dtype.kind in "iub" and values.ndim == 2 and np.isin(values, (0, 1)).all():
-        return Targets("labels", values.astype(bool), [str(k) for k in range(len(values.T))])
+        return Targets("labels", values.astype(bool), _names(path, np.arange(len(values.T))))
     raise UserError(f"labels in {path} have shape {values.shape}: give integers (n,), 0 and 1 (n, c), or real numbers")
+
+
+def _names(path: Path, classes: NDArray[Any]) -> list[str]:
+    """What these classes are called: by an .npz file's array ``names``, which has that of class k in place k, else by
+    their numbers."""
+    if path.suffix.lower() != ".npz":
+        return [str(number) for number in classes]
+    with np.load(path, allow_pickle=False) as file:
+        if "names" not in file.files:
+            return [str(number) for number in classes]
+        try:
+            names = file["names"]
+        except ValueError:  # Python objects
+            names = np.zeros(0)
+    if names.dtype.kind != "U" or names.ndim != 1 or len(set(names.tolist())) < len(names):
+        raise UserError(f"names in {path} should be texts (K,), each another one: the name of class k in place k")
+    if classes.min() < 0 or classes.max() >= len(names):
+        raise UserError(f"{path} has {len(names)} names, but labels from {classes.min()} to {classes.max()}")
+    return [str(names[number]) for number in classes]
 
 
 def _from_csv(path: Path, images: Images) -> tuple[Targets, NDArray[np.bool_] | None]:
