@@ -68,3 +68,50 @@ def test_a_file_name_that_two_images_share_does_not_decide(tmp_path: Path) -> No
     (tmp_path / "l.csv").write_text("path,label\n00.png,1\n")
     with pytest.raises(UserError, match="2 images have no label"):
         labels_from_csv(tmp_path / "l.csv", open_images(tmp_path / "in"))
+
+
+def test_a_table_as_spreadsheets_write_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder_of(tmp_path / "in" / "a", 4)
+    images, table = open_images(tmp_path / "in"), tmp_path / "l.csv"
+    rows = [
+        ("path", "label"),
+        ("C:\\pics\\in\\a\\00.png", "cat "),
+        ("a/01.png", '"dog; big"'),
+        ("02.png", " cat"),
+        ("03.png", ""),
+    ]
+    for encoding in ("utf-8-sig", "utf-16"):
+        for comma in (";", "\t", ","):
+            table.write_text("\n".join(comma.join(row) for row in rows) + "\n", encoding=encoding)
+            assert named_in_csv(table, images).tolist() == [0, 1, 2], (encoding, comma)
+            assert f"1 rows of {table} have no label" in capsys.readouterr().err
+    table.write_text("".join(f"a/{k:02d}.png,{'cat ' if k % 2 else 'cat'}\n" for k in range(4)))
+    assert labels_from_csv(table, images)[1] == ["cat"]
+    table.write_text("path,label\n00.png,\n01.png, \n")
+    with pytest.raises(UserError, match=r"no row of .* has a label"):
+        named_in_csv(table, images)
+
+
+def test_which_column_holds_the_labels_is_never_guessed(tmp_path: Path) -> None:
+    folder_of(tmp_path / "in", 2)
+    images, table = open_images(tmp_path / "in"), tmp_path / "l.csv"
+    table.write_text("number,picture,species\n1,00.png,cat\n2,01.png,dog\n")
+    with pytest.raises(UserError, match="has the columns number, picture, species: name the one with the labels"):
+        labels_from_csv(table, images)
+    table.write_text("number,picture,Label\n1,00.png,cat\n2,01.png,dog\n")
+    assert labels_from_csv(table, images)[1] == ["cat", "dog"]
+    table.write_text("picture,split,species\n00.png,train,cat\n01.png,test,dog\n")
+    assert labels_from_csv(table, images)[1] == ["cat", "dog"]
+
+
+def test_two_paths_that_could_be_one_image_do_not_decide(tmp_path: Path) -> None:
+    folder_of(tmp_path / "site_b", 2)
+    images, table = open_images(tmp_path / "site_b"), tmp_path / "l.csv"
+    rows = [f"site_{site}/0{k}.png,{site}{k}\n" for site in "ab" for k in range(2)]
+    table.write_text("".join(rows))
+    with pytest.raises(UserError, match=r"two labels, a0 and b0 \(in the rows site_a/00.png and site_b/00.png\)"):
+        labels_from_csv(table, images)
+    folder_of(tmp_path / "deep" / "x" / "y", 2)
+    table.write_text("old/y/00.png,1\nx/y/01.png,2\nolder/z/00.png,3\n")
+    with pytest.raises(UserError, match=r"2 labels belong to no image, for example old/y/00.png"):
+        labels_from_csv(table, open_images(tmp_path / "deep"))

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import corpus
 import numpy as np
 import pytest
 from test_story import HOSTILE, JUDGED
@@ -18,6 +19,8 @@ from test_story import HOSTILE, JUDGED
 from barlow import report, story
 from barlow.errors import UserError
 from barlow.health import diagnose
+from barlow.images import open_images
+from barlow.quarantine import Quarantine
 from barlow.report import write_report
 from barlow.verdict import WORDS
 
@@ -101,7 +104,7 @@ def make_run(folder: Path, *, steps: tuple[int, ...] = (0, 50, 100), channels: i
     (folder / "environment.json").write_text(
         json.dumps({"barlow": "0.1.0", "device": "a CPU", "started": "2026-11-23T01:18:36+00:00"})
     )
-    (folder / "quarantine.jsonl").write_text(json.dumps({"key": HOSTILE, "reason": "truncated"}) + "\n")
+    (folder / "quarantine.jsonl").write_text(json.dumps({"path": HOSTILE, "reason": "truncated"}) + "\n")
     return folder
 
 
@@ -335,3 +338,13 @@ def test_umap_that_fails_costs_its_map_and_is_named(
     assert "UMAP" not in page.words
     said = capsys.readouterr()
     assert "no map by UMAP in the report (ValueError: no neighbours)" in said.out + said.err
+
+
+def test_images_set_aside_are_named_as_the_run_writes_them(run: Maker, tmp_path: Path) -> None:
+    corpus.write(
+        tmp_path / "in", {"a.png": corpus.encoded(corpus.picture(), "PNG"), "half.png": b"\x89PNG and no more"}
+    )
+    folder = run()
+    (folder / "quarantine.jsonl").unlink()
+    Quarantine(open_images(tmp_path / "in"), folder / "quarantine.jsonl", max_bad=1).start()
+    assert "half.png" in page_of(folder)[1].words

@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 
 from barlow.errors import UserError
 from barlow.images import SAMPLE, Images, open_images
-from barlow.labels import labels_from_csv, labels_from_folders, named_in_csv
+from barlow.labels import SEVERAL, VALUE_WORDS, label_column, labels_from_csv, labels_from_folders, named_in_csv
 from barlow.pairs import read_table
 from barlow.protocols import stratified
 
 TEST_WORDS = ("test", "val", "valid", "validation")
-CLASS_WORDS, VALUE_WORDS = ("label", "class", "target"), ("value", "values")  # names of the column
 SHARE = 0.8  # of the images are for training where the source does not say
 
 
@@ -110,8 +109,7 @@ def _open(
     path = SAMPLE if source == "sample" else Path(source)
     if path.suffix.lower() == ".csv":
         found = open_images(images or path, channels=channels, value_range=value_range)
-        if images is not None:
-            found = _only(found, named_in_csv(path, found))
+        found = _only(found, named_in_csv(path, found))
         targets, part = _from_csv(path, found)
         return found, targets, part
     if images is not None:
@@ -176,11 +174,12 @@ def _names(path: Path, classes: NDArray[Any]) -> list[str]:
 
 
 def _from_csv(path: Path, images: Images) -> tuple[Targets, NDArray[np.bool_] | None]:
-    columns = {name.lower(): name for name in read_table(path, all_columns=True)}
-    word = next((word for word in (*CLASS_WORDS, "labels", *VALUE_WORDS) if word in columns), None)
-    numbers, names = labels_from_csv(path, images, columns[word] if word else None)
+    table = read_table(path, all_columns=True)
+    columns = {name.lower(): name for name in table}
+    word = label_column(table, path)[1].lower()
+    numbers, names = labels_from_csv(path, images)
     targets = Targets("classes", numbers, names)
-    if word == "labels":
+    if word == SEVERAL:
         targets = _several(numbers, names)
     elif word in VALUE_WORDS:
         targets = _values(path, numbers, names)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 
+from barlow.console import say
 from barlow.errors import UserError
-from barlow.pairs import read_table
+from barlow.pairs import path_columns, read_table
 from barlow.reading import Images
 from barlow.sources import shown
 
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
+
+PATH_WORDS = ("path", "file", "filename", "image", "key")  # names of columns, the first that is there
+CLASS_WORDS, SEVERAL, VALUE_WORDS = ("label", "class", "target"), "labels", ("value", "values")
+LABEL_WORDS = (*CLASS_WORDS, SEVERAL, *VALUE_WORDS)
 
 
 def labels_from_folders(images: Images) -> tuple[IntArray, list[str]]:
@@ -33,11 +39,12 @@ def labels_from_folders(images: Images) -> tuple[IntArray, list[str]]:
 def labels_from_csv(path: Path, images: Images, column: str | None = None) -> tuple[IntArray, list[str]]:
     """(int64 (n,), class names) by a CSV (or Parquet) table of paths and labels, or what stands in another ``column``.
 
-    A path is matched as a whole (relative to the source, or absolute below it), else by its file name where only one
-    image has that. Classes are numbered in the order of their names (of their values where all are whole numbers).
-    Raises UserError when an image has no label or a row belongs to no image.
+    A path is matched as a whole (relative to the source, or absolute below it), else where it ends like one image
+    alone, else by its file name where only one image and one row have that. Spaces around a label do not count, and a
+    row without one says nothing. Classes are numbered in the order of their names (of their values where all are whole
+    numbers). Raises UserError when an image has no label or a row belongs to no image.
     """
-    found, unknown = _matched(path, images, column)
+    found, unknown, _ = _matched(path, images, column)
     missing = [images.key(i) for i in range(len(images)) if i not in found]
     if missing or unknown:
         parts = [f"{len(missing):,} images have no label, for example {missing[0]}"] if missing else []
@@ -49,49 +56,106 @@ def labels_from_csv(path: Path, images: Images, column: str | None = None) -> tu
 def named_in_csv(path: Path, images: Images) -> IntArray:
     """Numbers of the images that a table of labels names, in the order of the images: it may label a few of many.
 
-    Raises UserError when there are none.
+    Rows without a label are counted on standard error. Raises UserError when no image is named.
     """
-    found, unknown = _matched(path, images, None)
+    found, unknown, blank = _matched(path, images, None)
     if not found:
+        if blank and not unknown:
+            raise UserError(f"no row of {path} has a label")
         first = f", such as {unknown[0]}," if unknown else ""
         raise UserError(
             f"none of the paths in {path}{first} is one of the {len(images):,} images: "
             "give the folder that they lie in as images"
         )
+    if blank:
+        say(f"note: {blank:,} rows of {path} have no label and are left out")
     return np.array(sorted(found), np.int64)
 
 
-def _matched(path: Path, images: Images, column: str | None) -> tuple[dict[int, str], list[str]]:
-    """(what the table says of the images that it names, paths that belong to no image)."""
-    given = _given(path, column)
-    keys = [images.key(i) for i in range(len(images))]
-    by_key = {key: i for i, key in enumerate(keys)}
-    bases = Counter(PurePosixPath(key).name for key in keys)
-    by_base = {PurePosixPath(key).name: i for i, key in enumerate(keys) if bases[PurePosixPath(key).name] == 1}
-    root = shown(images.root).rstrip("/") + "/"
-    found: dict[int, str] = {}
-    unknown = []
-    bad = {shown(name) for name in images.bad["path"].to_pylist()}
-    for name, label in given:
-        short = name.removeprefix(root).removeprefix("./")
-        i = by_key.get(short, by_base.get(PurePosixPath(short).name))
-        if i is None:
-            if short not in bad:
-                unknown.append(name)
-        elif found.setdefault(i, label) != label:
-            raise UserError(f"{path} gives {keys[i]} two labels, {found[i]} and {label}")
-    return found, unknown
+def label_column(table: dict[str, list[str]], path: Path) -> tuple[str, str]:
+    """(name of the column of paths, name of that of labels): by their usual names, else by what is left.
 
-
-def _given(path: Path, column: str | None) -> list[tuple[str, str]]:
-    """(path, label) of every row: the columns named so, else the first and the second."""
-    table = read_table(path, all_columns=True)
+    Raises UserError where that is not one column.
+    """
     names = list(table)
     if len(names) < 2:
         raise UserError(f"{path} has {len(names)} column: it should have two, path and label")
-    key = next((n for n in names if n.lower() in ("path", "file", "filename", "image", "key")), names[0])
-    value = column or next((n for n in names if n.lower() in ("label", "class", "target")), names[1])
-    return list(zip((_printable(name) for name in table[key]), table[value], strict=True))
+    lower = {name.lower(): name for name in reversed(names)}
+    paths = path_columns(table)
+    key = next((lower[word] for word in PATH_WORDS if word in lower), paths[0] if paths else names[0])
+    if word := next((word for word in LABEL_WORDS if word in lower), None):
+        return key, lower[word]
+    others = [name for name in names if name != key and name.lower() != "split"]
+    if len(others) != 1:
+        raise UserError(f"{path} has the columns {', '.join(names)}: name the one with the labels 'label'")
+    return key, others[0]
+
+
+def _matched(path: Path, images: Images, column: str | None) -> tuple[dict[int, str], list[str], int]:
+    """(what the table says of each image that it names, paths that belong to none, number of rows without label)."""
+    given, blank = _given(path, column)
+    keys = [images.key(i) for i in range(len(images))]
+    place = _Places(keys, shown(images.root), Counter(PurePosixPath(name).name for name in {name for name, _ in given}))
+    said: dict[int, tuple[str, str]] = {}
+    unknown = []
+    bad = {shown(name) for name in images.bad["path"].to_pylist()}
+    for name, label in given:
+        i = place.of(name)
+        if i is None:
+            if place.short(name) not in bad:
+                unknown.append(name)
+            continue
+        before, other = said.setdefault(i, (label, name))
+        if before != label:
+            rows = "" if name == other else f" (in the rows {other} and {name})"
+            raise UserError(f"{path} gives {keys[i]} two labels, {before} and {label}{rows}")
+    return {i: label for i, (label, _) in said.items()}, unknown, blank
+
+
+@final
+class _Places:
+    """Where the image of a path in a table stands among ``keys``. ``bases``: how many rows have each file name."""
+
+    def __init__(self, keys: list[str], root: str, bases: Counter[str]) -> None:
+        self.whole = {key: i for i, key in enumerate(keys)}
+        self.roots = tuple(f"{name.rstrip('/')}/" for name in (root, shown(os.fsencode(Path(root).absolute()))))
+        self.bases = bases
+        self.ends: dict[str, int | None] = {}  # every end of a key below a folder, None where several have it
+        for i, key in enumerate(keys):
+            parts = key.split("/")
+            for k in range(1, len(parts)):
+                end = "/".join(parts[k:])
+                self.ends[end] = None if self.ends.get(end, i) != i else i
+
+    def short(self, name: str) -> str:
+        """A path as seen from the source, where it lies there."""
+        for root in self.roots:
+            name = name.removeprefix(root)
+        return name.removeprefix("./")
+
+    def of(self, name: str) -> int | None:
+        """The number of the image, None where there is none or it is not certain which."""
+        short = self.short(name)
+        parts = short.split("/")
+        for k in range(len(parts)):  # the table has more folders than the source
+            if (i := self.whole.get("/".join(parts[k:]))) is not None:
+                return i
+        if short in self.ends:
+            return self.ends[short]
+        return self.ends.get(parts[-1]) if self.bases[parts[-1]] == 1 else None
+
+
+def _given(path: Path, column: str | None) -> tuple[list[tuple[str, str]], int]:
+    """((path, what ``column`` says, by itself the label) of every row that has a label, number of the others)."""
+    table = read_table(path, all_columns=True)
+    key, value = label_column(table, path)
+    labels = [label.strip() for label in table[value]]
+    says = labels if column is None else table[column]
+    rows = zip((_printable(name) for name in table[key]), says, labels, strict=True)
+    kept = [
+        (name, said) for name, said, label in rows if label or value.lower() == SEVERAL
+    ]  # of several none may apply
+    return kept, len(labels) - len(kept)
 
 
 def _printable(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import os
 from pathlib import Path
@@ -23,17 +24,34 @@ def read_table(path: Path, all_columns: bool = False) -> dict[str, list[str]]:
             table = pq.read_table(path)
             texts = [f.name for f in table.schema if all_columns or f.type in (pa.string(), pa.large_string())]
             return {name: ["" if v is None else str(v) for v in table[name].to_pylist()] for name in texts}
-        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            lines = [line for line in csv.reader(file) if line]
-    except (OSError, pa.ArrowInvalid, csv.Error) as error:
+        with path.open(newline="", encoding=_encoding(path), errors="surrogateescape") as file:
+            first = file.readline().strip()
+            file.seek(0)
+            lines = [line for line in csv.reader(file, delimiter=_delimiter(first)) if line]
+    except (OSError, UnicodeError, pa.ArrowInvalid, csv.Error) as error:
         raise UserError(f"{path} cannot be read as a table ({error})") from None
     if not lines:
         raise UserError(f"{path} is empty: it should hold one image path, or two, a row")
     if any(len(line) != len(lines[0]) for line in lines):
         wrong = next(k for k, line in enumerate(lines, 1) if len(line) != len(lines[0]))
         raise UserError(f"row {wrong} of {path} has another number of columns than the first")
-    names = [str(k) for k in range(len(lines[0]))] if any(map(is_path, lines[0])) else lines.pop(0)
+    named = not any(map(is_path, lines[0]))
+    names = [name.strip() for name in lines.pop(0)] if named else [str(k) for k in range(len(lines[0]))]
     return {name: [line[k] for line in lines] for k, name in enumerate(names)}
+
+
+def _encoding(path: Path) -> str:
+    """UTF-8, or UTF-16 where the file begins with its mark, as spreadsheets write it."""
+    with path.open("rb") as file:
+        return "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+
+
+def _delimiter(first: str) -> str:
+    """What stands between the columns, by the first line: a comma, else what spreadsheets write in other languages."""
+    for other in ";\t":
+        if "," not in first and other in first and (not is_path(first) or all(map(is_path, first.split(other)))):
+            return other
+    return ","
 
 
 def is_path(text: str) -> bool:

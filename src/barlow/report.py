@@ -123,7 +123,7 @@ def context(folder: Folder) -> dict[str, Any]:
         "machine": [(key, str(value)) for key, value in folder.environment.items() if value not in (None, "", [])],
         "notes": notes(folder.lines["event"]),
         "quarantined": len(folder.quarantined),
-        "examples": [(str(q.get("key", "?")), str(q.get("reason", ""))) for q in folder.quarantined[:5]],
+        "examples": [(str(q.get("path", "?")), str(q.get("reason", ""))) for q in folder.quarantined[:5]],
     }  # fmt: skip
     _draw(folder, shown)
     return shown
