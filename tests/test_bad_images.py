@@ -34,6 +34,8 @@ BAD_SOURCES: dict[str, tuple[dict[str, bytes], str, str]] = {
     "a text file renamed": ({"a.jpg": b"hello"}, "a.jpg", "a.jpg: text, not an image"),
     "an empty file": ({"a.png": b""}, "a.png", "a.png: an empty file"),
     "an empty list": ({"a.txt": b"\n# only this\n"}, "a.txt", "no images in .*a.txt"),
+    "a zip": ({"a.zip": b"PK\x03\x04\0\0"}, "a.zip", "is a compressed archive: unpack it"),
+    "a compressed tar": ({"a.tar.gz": b"\x1f\x8b\0\0"}, "a.tar.gz", "is a compressed archive: unpack it"),
     "a list that is none": ({"a.bin": b"\0\1\2\0"}, "a.bin", "neither an image nor a text file of paths"),
     "a list of files that are gone": ({"a.txt": b"b.png\nc.png"}, "a.txt", "first, b.png: cannot be read"),
     "pickled array": ({"a.npy": npy(np.array([{}, None]), allow_pickle=True)}, "a.npy", "pickled objects, which"),

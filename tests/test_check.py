@@ -217,3 +217,17 @@ def test_both_columns_of_given_pairs_are_looked_at(tmp_path: Path) -> None:
     assert report["equal_pairs"] == {"count": 3, "examples": ["00.png", "01.png", "02.png"]}
     assert report["usable"]
     assert report["problems"] == ["3 pairs are one file twice: there is nothing in them to agree on"]
+
+
+def test_one_image_many_times_is_no_data_set(tmp_path: Path) -> None:
+    corpus.write(tmp_path, {f"{k}.png": encoded(scene(0), "PNG") for k in range(4)})
+    report = check(tmp_path)
+    assert not report["usable"]
+    assert report["problems"][0] == "all images are one and the same: there is nothing to tell apart"
+
+
+def test_pages_that_are_not_used_are_said(tmp_path: Path) -> None:
+    for k in range(3):
+        first, *more = (Image.fromarray(scene(3 * k + j)) for j in range(3))
+        first.save(tmp_path / f"{k}.tif", save_all=True, append_images=more)
+    assert check(tmp_path)["problems"][0].startswith("3 files hold several pages or frames, of which only the first is")

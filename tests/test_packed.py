@@ -15,7 +15,7 @@ import pytest
 import tifffile
 from corpus import encoded, folder_of, keys, npy, picture, same
 
-from barlow.errors import DataError
+from barlow.errors import DataError, UserError
 from barlow.images import open_images, write_index
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -161,3 +161,54 @@ def test_labels_of_some_images_are_labels_of_none(tmp_path: Path) -> None:
     values = [{"bytes": encoded(picture(seed=k), "PNG"), "path": None} for k in range(2)]
     pq.write_table(pa.table({"image": values, "label": pa.array([1, None])}), tmp_path / "t.parquet")
     assert open_images(tmp_path / "t.parquet").labels is None
+
+
+def tables(folder: Path, *columns: str) -> Path:
+    """A folder of one Parquet file a column, each with two images."""
+    folder.mkdir()
+    for k, column in enumerate(columns):
+        data = [encoded(picture(seed=2 * k + j), "PNG") for j in range(2)]
+        pq.write_table(pa.table({column: data}), folder / f"{k}.parquet")
+    return folder
+
+
+def test_tables_that_do_not_fit_together_are_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"1.parquet has no column 'image' as .*0.parquet has, but pixels: give"):
+        open_images(tables(tmp_path / "other", "image", "pixels"))
+    torn = tables(tmp_path / "torn", "image", "image")
+    (torn / "1.parquet").write_bytes((torn / "1.parquet").read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"1.parquet cannot be read as a table .*: fetch it again"):
+        open_images(torn)
+    pq.write_table(pa.table({"thumb": [b"x"], "full": [b"y"]}), tmp_path / "two.parquet")
+    with pytest.raises(UserError, match="has 2 columns of bytes, thumb, full: name the one with the images 'image'"):
+        open_images(tmp_path / "two.parquet")
+
+
+def test_a_shard_that_was_cut_never_loses_images_unsaid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Kills: tarfile's way to take half a header, or nothing, for the end."""
+    file, ends = tmp_path / "a.tar", []
+    with tarfile.open(file, "w") as tar:
+        for k in range(3):
+            data = encoded(picture(seed=k), "PNG")
+            info = tarfile.TarInfo(f"{k}.png")
+            info.size = len(data)
+            tar.addfile(info, BytesIO(data))
+            ends.append(tar.offset)
+    whole = file.read_bytes()
+    assert len(open_images(file)) == 3
+    assert capsys.readouterr().err == ""
+    for cut, words in ((ends[1] + 100, "in the middle of a name"), (ends[1] + 700, "is not a whole")):
+        file.write_bytes(whole[:cut])
+        with pytest.raises(UserError, match=words):
+            open_images(file)
+    file.write_bytes(whole[: ends[1]])
+    assert len(open_images(file)) == 2
+    assert "has no end mark; compare its length" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_list_in_the_encodings_of_windows(tmp_path: Path, encoding: str) -> None:
+    """Kills: the mark of the encoding taken for a part of the first path."""
+    pictures = folder_of(tmp_path / "ünï", 2)
+    (tmp_path / "l.txt").write_text("ünï/01.png\r\nünï/00.png\r\n", encoding=encoding)
+    same(open_images(tmp_path / "l.txt"), [pictures[1], pictures[0]])

@@ -199,9 +199,14 @@ def verdict(report: Report) -> Report:
         stops.append(f"{broken:,} of {n + broken:,} images cannot be read: pretrain would stop (max_bad = {MAX_BAD:g})")
     if n and report["constant"]["count"] == n:
         stops.append("all images are constant: there is nothing to learn")
+    elif n > 1 and report["exact_duplicates"]["count"] == n - 1:
+        stops.append("all images are one and the same: there is nothing to tell apart")
     doubles = report["exact_duplicates"]["count"] + report["near_duplicates"]["count"]
     if doubles > 0.1 * n:
         looks.append(f"{doubles:,} images are duplicates: views of different images should differ, so remove them")
+    if report["animated"]:
+        looks.append(f"{report['animated']:,} files hold several pages or frames, of which only the first is used: "
+                     "save the others as images of their own if they should be learned from")  # fmt: skip
     if report["channels"] == 3 and n and report["grey_saved_as_colour"] == n:
         looks.append("all images are grey although saved as colour: one channel is enough")
     for leak in report["leaks"]:

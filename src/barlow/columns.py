@@ -43,10 +43,12 @@ def table_files(path: Path) -> tuple[list[Path], Counter[str]]:
     return chosen, Counter({"other splits": len(files) - len(chosen)} if len(files) > len(chosen) else {})
 
 
-def image_column(schema: pa.Schema) -> str | None:
-    """The column of image bytes (binary, or a struct with a field ``bytes``): by its usual name, else the only one."""
+def image_columns(schema: pa.Schema) -> list[str]:
+    """The columns that may be image bytes (binary, or a struct with a field ``bytes``): the one with a usual name, else
+    all of them."""
     fit = [field.name for field in schema if _is_bytes(field.type)]
-    return next((name for name in NAMES if name in fit), fit[0] if len(fit) == 1 else None)
+    usual = [name for name in NAMES if name in fit]
+    return usual[:1] or fit
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
@@ -58,9 +60,16 @@ def _is_bytes(kind: pa.DataType) -> bool:
 def find_in_tables(files: Sequence[Path], passed_over: Counter[str]) -> Found:
     """The images of these files, in the order of files and rows; copied out on first use. Raises UserError."""
     schema = _schema(files[0])
-    column = image_column(schema)
-    if column is None:
-        raise UserError(f"{files[0]} has no column of images among {', '.join(schema.names)}: name it 'image'")
+    found = image_columns(schema)
+    if len(found) != 1:
+        some = f"{len(found)} columns of bytes, {', '.join(found)}" if found else "no column of images among"
+        names = "" if found else f" {', '.join(schema.names)}"
+        raise UserError(f"{files[0]} has {some}{names}: name the one with the images 'image'")
+    (column,) = found
+    for file in files[1:]:
+        if column not in (other := _schema(file)).names:
+            raise UserError(f"{file} has no column {column!r} as {files[0]} has, but {', '.join(other.names)}: "
+                            "give the folder of one data set, or rename it")  # fmt: skip
     label = next((n for n in LABELS if n in schema.names and pa.types.is_integer(schema.field(n).type)), None)
     facts = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
     needed = sum(p.stat().st_size for p in files)

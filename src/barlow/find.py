@@ -41,7 +41,7 @@ def _find(source: str | Path) -> tuple[Found, Found | None]:
 
 def _holds_images(path: Path) -> bool:
     try:
-        return columns.image_column(pq.read_schema(path)) is not None
+        return bool(columns.image_columns(pq.read_schema(path)))
     except (OSError, pa.ArrowInvalid):
         return False
 

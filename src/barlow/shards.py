@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from barlow.console import say
 from barlow.errors import UserError
 from barlow.sources import ENDINGS, Found, shown
 
@@ -70,11 +71,27 @@ def _members(shard: Path) -> list[tuple[bytes, int, int]]:
     try:
         with tarfile.open(shard, "r:", errors="surrogateescape") as tar:
             members = [(os.fsencode(m.name), m.offset_data, m.size) for m in tar if m.isreg() and not m.issparse()]
+            end = tar.offset
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         raise UserError(f"{shard} is not a whole, uncompressed tar file ({error}): unpack or copy it again") from None
     if members and max(offset + size for _, offset, size in members) > shard.stat().st_size:
         raise UserError(f"{shard} ends in the middle of an image: copy it again")
+    _look_at_end(shard, end)
     return members
+
+
+def _look_at_end(shard: Path, end: int) -> None:
+    """tarfile takes half a header for the end, and so would drop the images behind a cut: a block of zeros must be
+    there. Some writers leave it out, and a cut between two images looks the same: that is only said."""
+    with shard.open("rb") as file:
+        file.seek(end)
+        block = file.read(tarfile.BLOCKSIZE)
+    if 0 < len(block) < tarfile.BLOCKSIZE:
+        raise UserError(f"{shard} ends in the middle of a name: copy it again")
+    if not block:
+        say(
+            f"note: {shard} has no end mark; compare its length with the original: where it was cut, images are missing"
+        )
 
 
 def _label(shard: Path, offset: int, size: int) -> int | None:

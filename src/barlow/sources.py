@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import os
 import stat
@@ -24,6 +25,15 @@ T = TypeVar("T")
 
 ENDINGS = (b".jpg", b".jpeg", b".jpe", b".png", b".webp", b".bmp", b".dib", b".tif", b".tiff", b".gif", b".npy")
 PACKED = (b".tar", b".parquet", b".arrow")  # files that hold many images
+COMPRESSED = (
+    b"\x1f\x8b",
+    b"PK\x03\x04",
+    b"BZh",
+    b"\xfd7zXZ",
+    b"\x28\xb5\x2f\xfd",
+    b"7z\xbc\xaf",
+    b"Rar!",
+)  # first bytes
 BYTES_LIMIT = 4 << 30  # of one file
 TRANSIENT = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.ENFILE, errno.EMFILE)
 WAITS = (0.05, 0.25, 1.0)  # seconds before the second, third and fourth try
@@ -141,7 +151,13 @@ def _starts_like_an_image(path: bytes) -> bool:
 
 def find_in_list(file: Path) -> Found:
     """The files that a text file names, one a line, relative to the folder of the list; '#' starts a comment line."""
-    content = file.read_bytes()
+    content = file.read_bytes().removeprefix(codecs.BOM_UTF8)
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as PowerShell writes it
+        content = content.decode("utf-16", "replace").encode()
+    if content.startswith(COMPRESSED):
+        raise UserError(
+            f"{shown(os.fsencode(file))} is a compressed archive: unpack it, and give the folder or the tar"
+        )
     if b"\0" in content[:4096]:
         raise UserError(f"{shown(os.fsencode(file))} is neither an image nor a text file of paths")
     lines = (line.rstrip(b"\r") for line in content.split(b"\n"))
