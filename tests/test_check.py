@@ -141,7 +141,10 @@ def test_arrays_and_many_channels(tmp_path: Path) -> None:
     for source in (tmp_path / "in", np.stack(bands), bands):
         report = check(source)
         assert (report["channels"], report["dtype"]) == (7, "uint16")
-        np.testing.assert_allclose(report["mean"], np.stack(bands).reshape(-1, 7).mean(0) / 65535, atol=1e-4)
+        low, high = report["value_range"]
+        mean = (np.stack(bands).reshape(-1, 7).mean(0) / 65535 - low) / (high - low)
+        np.testing.assert_allclose(report["mean"], mean, atol=1e-4)
+        assert "values from 0 to 9,8" in dict(rows(report))["become"]
         assert report["problems"] == []
     assert check(np.stack([bands[0], bands[1], bands[0]]))["exact_duplicates"]["examples"] == ["0 = 2"]
 

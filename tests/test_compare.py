@@ -11,10 +11,11 @@ import pytest
 
 from barlow import Config, pretrain
 from barlow.cli import app
-from barlow.compare import common, compare, finds, seen, table
+from barlow.compare import common, compare, finds, of_range, seen, table
 from barlow.encoder import load_encoder
 from barlow.errors import UserError
 from barlow.health import lidar
+from barlow.images import open_images
 from barlow.neighbours import between_over_within
 from barlow.runlog import read_metrics
 
@@ -120,3 +121,22 @@ def test_a_run_from_python_needs_images(tiny: Callable[..., Config], pair: tuple
     run = pretrain(tiny(steps=1, images=None), images=blobs(96)[..., None], quiet=True)
     with pytest.raises(UserError, match="from Python"):
         compare([run, pair[0]])
+
+
+@pytest.mark.parametrize("kind", ["float32", "uint16"])
+def test_each_encoder_sees_the_values_that_it_was_trained_on(tmp_path: Path, kind: str) -> None:
+    """Kills: the images scaled as the first run had them, whatever the others were trained with."""
+    draw = np.random.default_rng(0)
+    full, wanted = (1, (-20.0, 80.0)) if kind == "float32" else (65535, (0.1, 0.2))
+    arrays = (draw.uniform(0.11, 0.19, (6, 8, 8, 1)) * (full if full > 1 else 100)).astype(kind)
+    (tmp_path / "in").mkdir()
+    for k, array in enumerate(arrays):
+        np.save(tmp_path / "in" / f"{k}.npy", array)
+    for source in (arrays, list(arrays), tmp_path / "in"):
+        images, right = open_images(source), open_images(source, value_range=wanted)
+        assert images.value_range != wanted
+        inside = (arrays[2] / full - images.value_range[0]) / np.ptp(images.value_range)
+        inside = (inside > 0) & (inside < 1)  # what the first range has clipped is gone
+        seen_now = of_range(images, wanted).read(2)
+        np.testing.assert_allclose(seen_now[inside], right.read(2)[inside], atol=1e-5 if full == 1 else 1)
+        assert of_range(images, None) is images

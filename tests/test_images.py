@@ -15,7 +15,7 @@ import pytest
 from corpus import encoded, folder_of, keys, npy, picture, same
 
 from barlow import sources
-from barlow.convert import choose, convert, find_range
+from barlow.convert import choose, convert, find_band, find_range
 from barlow.guard import BadImage
 from barlow.images import open_images, write_index
 
@@ -244,3 +244,27 @@ def test_what_a_worker_receives_is_small(tmp_path: Path) -> None:
     folder_of(tmp_path / "in", 50)
     images = open_images(tmp_path / "in")
     assert len(pickle.dumps(images)) < 20_000
+
+
+def test_sixteen_bits_of_which_few_are_used_are_stretched_and_others_kept(tmp_path: Path) -> None:
+    """A detector with an offset: kills brightness that is drawn for the full range."""
+    rng = np.random.default_rng(0)
+    narrow = [(20000 + rng.integers(0, 301, (20, 24, 1))).astype(np.uint16) for _ in range(5)]
+    corpus.write(tmp_path / "in", {f"{k}.npy": npy(array) for k, array in enumerate(narrow)})
+    for source in (tmp_path / "in", np.stack(narrow), narrow):
+        images = open_images(source)
+        low, high = images.value_range
+        assert images.dtype == "uint16"
+        assert (round(low * 65535), round(high * 65535)) == (19970, 20330)
+        for k, array in enumerate(narrow):  # to the level of a count, and in order
+            counts = images.read(k) / 65535 * (high - low) * 65535 + low * 65535
+            np.testing.assert_allclose(counts, array, atol=0.01)
+        write_index(images, tmp_path / "i.parquet")
+        again = open_images(source, index=tmp_path / "i.parquet")
+        np.testing.assert_array_equal(again.read(1), images.read(1))
+        same(open_images(source, value_range=(0.0, 1.0)), narrow)  # of a run that was trained on the full range
+    wide = [*narrow, np.full((20, 24, 1), 40000, np.uint16)]
+    same(open_images(wide), wide)
+    flat = [np.full((4, 4, 1), 7, np.uint16)] * 3
+    same(open_images(flat), flat)
+    assert find_band([]) == (0.0, 1.0)

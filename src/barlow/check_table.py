@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from barlow.convert import range_in_words
+
 SHOWN = 3  # examples in a row of the table; the JSON has more
 
 
@@ -26,7 +28,10 @@ def _of_column(report: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("unreadable", _found(report["unreadable"])),
         ("modes", ", ".join(f"{count:,} {mode}" for mode, count in report["modes"].items())),
-        ("become", f"{report['channels']} channel{'s' * (report['channels'] > 1)} of {report['dtype']}"),
+        (
+            "become",
+            f"{report['channels']} channel{'s' * (report['channels'] > 1)} of {report['dtype']}{_range(report)}",
+        ),
         ("height", _spread(report["height"])),
         ("width", _spread(report["width"])),
         ("tiny", _found(report["tiny"])),
@@ -37,6 +42,11 @@ def _of_column(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("mean of channels", ", ".join(f"{m:.3f}" for m in report["mean"])),
         ("sd of channels", ", ".join(f"{s:.3f}" for s in report["sd"])),
     ]
+
+
+def _range(report: dict[str, Any]) -> str:
+    words = range_in_words(report["dtype"], report["value_range"])
+    return f"; {words}" if words else ""
 
 
 def _found(finding: dict[str, Any]) -> str:

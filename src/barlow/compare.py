@@ -19,6 +19,7 @@ from torch import Tensor
 
 from barlow.batches import Stream, split
 from barlow.config import Config, read_toml
+from barlow.convert import FULL
 from barlow.draws import IntArray
 from barlow.encoder import Encoder, load_encoder
 from barlow.errors import NumbersError, UserError
@@ -92,7 +93,8 @@ def seen(encoder: Encoder, about: Common) -> Floats:
     """Features of the common images' views, (images, views, d)."""
     if encoder.channels != about.images.channels:
         raise UserError(f"the runs differ in their channels: {encoder.channels} and {about.images.channels}")
-    source = Stream(about.images, about.chosen, views_of(about.config), seed=about.config.seed or 0, size=encoder.size,
+    images = of_range(about.images, encoder.value_range)
+    source = Stream(images, about.chosen, views_of(about.config), seed=about.config.seed or 0, size=encoder.size,
                     batch_size=len(about.chosen))  # fmt: skip
     mean, std = (cast(Tensor, value).flatten().tolist() for value in (encoder.mean, encoder.std))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -100,6 +102,19 @@ def seen(encoder: Encoder, about: Common) -> Floats:
     if not np.isfinite(z).all():
         raise NumbersError("an encoder gives features that are not finite")
     return z
+
+
+def of_range(images: Images, wanted: tuple[float, float] | None) -> Images:
+    """The same images with the values that an encoder was trained to see as 0 and 1, which need not be those of the
+    run that names the images."""
+    low, high = images.value_range
+    if wanted is None or wanted == (low, high):
+        return images
+    if images.array is None:
+        return replace(images, value_range=wanted)
+    unit = (images.array / np.float32(FULL[images.dtype]) * (high - low) + low - wanted[0]) / (wanted[1] - wanted[0])
+    array = np.clip(unit, 0, 1) * FULL[images.dtype]
+    return replace(images, array=array.astype(images.dtype), value_range=wanted)
 
 
 def finds(z: Floats) -> Floats:

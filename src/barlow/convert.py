@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ FULL = {"uint8": 255, "uint16": 65535, "float32": 1}  # the value that stands fo
 WIDTH = ("uint8", "uint16", "float32")
 LUMA = np.array([19595, 38470, 7471]) / 65536  # Pillow's weights (ITU-R 601-2)
 PERCENTILES = (0.1, 99.9)
+WHOLE = (0.0, 1.0)  # the range of values that leaves images as they are
+NARROW, MARGIN = 0.25, 0.1  # of 16 bits: the part below which it is stretched, and what is added to it at both ends
 
 
 def choose(modes: dict[str, int]) -> tuple[int, str]:
@@ -46,15 +48,19 @@ def misfit(mode: str, channels: int) -> str:
 def convert(array: Array, channels: int, dtype: str, value_range: tuple[float, float] = (0.0, 1.0)) -> Array:
     """(h, w, c) uint8, uint16 or float32 → (h, w, channels) of ``dtype``.
 
-    float32 in is scaled so that ``value_range`` becomes 0–1, and clipped. Between the kinds, 1.0, 65535 and 255 are the
-    same white. Grey → three equal channels; colour → luma. Raises BadImage for other numbers of channels.
+    float32 in is scaled so that ``value_range`` becomes 0–1, and clipped; so is uint16, where that is a part of what 16
+    bits can hold (65535 being 1). Between the kinds, 1.0, 65535 and 255 are the same white. Grey → three equal
+    channels; colour → luma. Raises BadImage for other numbers of channels.
     """
     own = array.shape[2]
     if own != channels and {own, channels} != {1, 3}:
         raise BadImage(f"has {own} channels where the data set has {channels}")
+    low, high = value_range
+    stretched = (low, high) != WHOLE
+    if array.dtype.name == "uint16" and stretched and 0 <= low < high <= 1:
+        array = array.astype(np.float32) * np.float32(1 / FULL["uint16"])
     if array.dtype.name == "float32":
-        low, high = value_range
-        if (low, high) != (0.0, 1.0):
+        if stretched:
             array = (array - np.float32(low)) * np.float32(1 / (high - low))
         array = np.clip(array, 0, 1)
     if array.dtype.name != dtype:
@@ -75,11 +81,32 @@ def _luma(array: Array) -> Array:
 def find_range(images: Iterable[Array]) -> tuple[float, float]:
     """The values of float images that become 0 and 1: (0, 1) where all lie between, else the 0.1 and 99.9 percentiles
     (so that one hot pixel does not darken a data set)."""
-    looked = [image[:: max(1, image.shape[0] // 256), :: max(1, image.shape[1] // 256)].ravel() for image in images]
-    if not looked:
-        return 0.0, 1.0
-    values = np.concatenate(looked)
-    if values.min() >= 0 and values.max() <= 1:
-        return 0.0, 1.0
+    values = _some_values(images)
+    if not len(values) or (values.min() >= 0 and values.max() <= 1):
+        return WHOLE
     low, high = (float(np.float32(v)) for v in np.percentile(values, PERCENTILES))
     return (low, high) if high > low else (low, low + 1.0)
+
+
+def find_band(images: Iterable[Array]) -> tuple[float, float]:
+    """The same for uint16, as shares of what 16 bits can hold: (0, 1) where more than a quarter of it is used, else all
+    that is used, with a margin: of cameras with 12 bits, or of detectors with an offset, where brightness and contrast
+    drawn for the full range would drown what the images show (docs/log.md, "16 bits of which few are used")."""
+    values = _some_values(images)
+    if not len(values):
+        return WHOLE
+    low, high = int(values.min()) / FULL["uint16"], int(values.max()) / FULL["uint16"]
+    margin = MARGIN * (high - low)
+    return (max(0.0, low - margin), min(1.0, high + margin)) if 0 < high - low < NARROW else WHOLE
+
+
+def _some_values(images: Iterable[Array]) -> Array:
+    """Numbers of images spread evenly over each: up to about 512 × 512 of one."""
+    looked = [image[:: max(1, image.shape[0] // 256), :: max(1, image.shape[1] // 256)].ravel() for image in images]
+    return np.concatenate(looked) if looked else np.zeros(0)
+
+
+def range_in_words(dtype: str, value_range: Sequence[float]) -> str:
+    """Which values of the files become 0 and 1, where they are others than those of the kind of numbers; else ""."""
+    low, high = (value * (FULL[dtype] if dtype == "uint16" else 1) for value in value_range)
+    return "" if tuple(value_range) == WHOLE else f"values from {low:,.6g} to {high:,.6g} become the full range"

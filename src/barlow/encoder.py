@@ -35,7 +35,8 @@ class Encoder(nn.Module):
     """An encoder with its preprocessing: images → ``preprocess`` → (n, c, h, w) → ``forward`` → (n, features).
 
     ``model`` is the plain network, timm's or your own. ``features``, ``channels`` and ``size`` say what goes in and
-    comes out; ``value_range`` is what became 0 and 1 where it was trained on images of real numbers, else None.
+    comes out; ``value_range`` is what became 0 and 1 where it was trained on images of real numbers or
+    of 16 bits, else None.
     ``shape``: of one sample, where it was trained on ``Samples`` and not on images; they have no preprocessing.
     """
 

@@ -31,7 +31,7 @@ def write_results(session: Session, folder: Path, quiet: bool) -> None:
         for k, encoder in enumerate(parts.network.encoders):
             mean, std = parts.scales[k % len(parts.scales)]
             images = parts.source.sources[k % len(parts.source.sources)]
-            span = images.value_range if images.dtype == "float32" and not images.shape else None
+            span = images.value_range if images.dtype != "uint8" and not images.shape else None
             save_encoder(
                 folder / ("encoder", "encoder_b")[k], encoder, name=config.encoder, arguments=parts.arguments[k],
                 size=config.image_size or 0, mean=mean, std=std, shape=images.shape,

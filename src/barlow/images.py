@@ -19,7 +19,7 @@ import pyarrow as pa
 from barlow import arrays, sources
 from barlow import index as tables
 from barlow.arrays import Held
-from barlow.convert import choose, convert, find_range, misfit
+from barlow.convert import choose, convert, find_band, find_range, misfit
 from barlow.decode import RULE, Header, mode_kind
 from barlow.errors import DataError, UserError
 from barlow.find import find, root_of
@@ -54,7 +54,7 @@ def open_images(
     ``channels``: None decides from the data: 1 where all images are grey, 3 where grey and colour meet, else what most
     have. ``channels_b``: the same for the second images of pairs. ``index``: an index that ``write_index`` wrote; the
     images are then those of that table, as they were read then, whatever the folder holds by now. ``value_range``: of
-    float images, that of an earlier run.
+    float and 16-bit images, that of an earlier run.
 
     Raises UserError, and DataError where not one of many images can be read.
     """
@@ -179,6 +179,9 @@ def _images(found: Found, table: pa.Table, kind: Kind, value_range: tuple[float,
     floats = [mode for mode in tables.modes(rows) if mode_kind(mode)[1] == "float32"]
     if value_range is None and floats:
         images = replace(images, value_range=find_range(_some_of(images, floats)))
+    elif value_range is None and images.dtype == "uint16":
+        deep = [mode for mode in tables.modes(rows) if mode_kind(mode)[1] == "uint16"]
+        images = replace(images, value_range=find_band(_some_of(images, deep)))
     return images
 
 
@@ -258,8 +261,9 @@ def _from_held(held: Held, name: str, channels: int | None, value_range: tuple[f
         if why := misfit(mode, channels):
             raise UserError(f"{name} {why}: give another number of channels")
     whole = arrays.all_at_once(held)
-    if value_range is None and dtype == "float32":
-        value_range = find_range(_read_some(held.__getitem__, range(len(held))))
+    if value_range is None and dtype != "uint8":
+        told_by = find_range if dtype == "float32" else find_band
+        value_range = told_by(_read_some(held.__getitem__, range(len(held))))
     images = _images(Found("array", b"", table), table, (channels, dtype), value_range or (0.0, 1.0))
     images = replace(images, labels=held.labels)
     if whole is None:

@@ -81,7 +81,7 @@ def open_labelled(
         return Labelled((found,), targets, given, "the column split" if given is not None else "")
     if given is not None:
         raise UserError(f"{first} has a column split: give it alone, or without that column and with a test set")
-    same_scale = found.value_range if found.dtype == "float32" else None
+    same_scale = found.value_range if found.dtype != "uint8" else None
     other, other_targets, given = _open(second, images, channels, same_scale)
     if given is not None:
         raise UserError(f"{second} has a column split and is given as the test set as well: leave one of the two out")

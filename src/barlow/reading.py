@@ -75,11 +75,11 @@ class Images:
     """The usable images of a source. Cheap to hand to worker processes: no file is held open, no Python list is long.
 
     ``channels``: of every array that ``read`` returns. ``dtype``: "uint8" (0–255), "uint16" (0–65535) or "float32"
-    (0–1: float images are scaled by ``value_range`` of the data set and clipped). ``sizes``: int64 (n, 2), height and
-    width. ``array``: all images as one (n, h, w, c) array of that dtype where the source is one in memory, else None.
-    ``labels``: int64 (n,) where the source carries them. ``rows``, ``bad``: the index of the usable and of the other
-    images. ``passed_over``: files of the folder that are no images, by ending. ``second``: where the source is a table
-    of pairs, the other image of each (as many, with channels of their own).
+    (0–1), scaled by the ``value_range`` of the data set and clipped (``barlow.convert``). ``sizes``: int64 (n, 2),
+    height and width. ``array``: all images as one (n, h, w, c) array of that dtype where the source is one in memory,
+    else None. ``labels``: int64 (n,) where the source carries them. ``rows``, ``bad``: the index of the usable and of
+    the other images. ``passed_over``: files of the folder that are no images, by ending. ``second``: where the source
+    is a table of pairs, the other image of each (as many, with channels of their own).
     """
 
     kind: str

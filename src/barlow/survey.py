@@ -7,6 +7,7 @@ from typing import Any
 
 from barlow.config import Config
 from barlow.console import say, say_choice
+from barlow.convert import range_in_words
 from barlow.errors import UserError
 from barlow.images import Images, open_images
 from barlow.objective import floor
@@ -45,6 +46,9 @@ def show_choices(images: Images, config: Config, choices: Sequence[Choice]) -> N
     left_out = f", {images.bad.num_rows:,} unusable left out" if images.bad.num_rows else ""
     what = "samples" if images.shape else "images"
     say(f"{len(images):,} {what if images.second is None else f'pairs of {what}'}{left_out}")
+    for one in (images, images.second):
+        if one is not None and (words := range_in_words(one.dtype, one.value_range)):
+            say(f"{words}{', of the second images' if one is images.second else ''}")
     for choice in choices:
         say_choice(choice.word, choice.value, choice.reason)
     dim = config.projector[-1] if isinstance(config.projector, tuple) else 0
