@@ -31,6 +31,9 @@ from barlow.signals import parse_duration
 
 TIMEOUT = 900.0  # seconds that one process waits for another, unless the settings say otherwise
 GRACE = 10.0  # seconds that the processes which this one started have to end by themselves
+CALL = "BARLOW_CALL"  # of the environment: the call in its program that a process which we start is for
+TOLD = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")  # by us to those we start
+_calls = 0  # of ``pretrain`` in this process
 
 
 def launch(config: Config, stack: ExitStack) -> Fabric:
@@ -39,6 +42,8 @@ def launch(config: Config, stack: ExitStack) -> Fabric:
     if config.precision == "float16" and device != "cuda":
         raise UserError("precision float16 needs a GPU; give --precision bfloat16 or float32.")
     environment, local, nodes = surroundings(os.environ, config.devices or count)
+    if CALL in os.environ:
+        stack.push(end_here)
     if device == "cuda" and local > count:
         raise UserError(f"devices = {local}, but this machine has {count}; give --devices {count} or fewer.")
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # our own lines say what it would say
@@ -101,30 +106,48 @@ def surroundings(variables: Mapping[str, str], wanted: int) -> tuple[ClusterEnvi
     return LightningEnvironment(), wanted, 1
 
 
+def for_a_later_call() -> bool:
+    """Counts the calls of ``pretrain``. True in a process that another one started for a later call than this."""
+    global _calls
+    _calls += 1
+    return _calls < int(os.environ.get(CALL, 0))
+
+
 def start_others(local: int) -> list[subprocess.Popen[bytes]]:
-    """Starts this very command ``local`` - 1 times more, each told its number by torchrun's variables."""
-    if hasattr(sys, "ps1") or sys.orig_argv[1:2] == ["-c"]:
+    """Starts this very program ``local`` - 1 times more, each told its number by torchrun's variables, and for which
+    call it is: it comes there from the top of the program, and ends after it."""
+    if hasattr(sys, "ps1") or not hasattr(sys.modules["__main__"], "__file__"):
         raise UserError(f"devices = {local} needs a program that can start again: use the command line or a script")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "LOCAL_RANK": "0",
-                   "WORLD_SIZE": str(local)}  # fmt: skip
-    command = [sys.executable, *sys.orig_argv[1:]]
+    os.environ |= dict(zip(TOLD, ("127.0.0.1", str(port), "0", "0", str(local)), strict=True))
+    command, call = [sys.executable, *sys.orig_argv[1:]], {CALL: str(_calls)}
     return [
-        subprocess.Popen(command, env={**os.environ, "LOCAL_RANK": str(number)}, stdin=subprocess.DEVNULL)
+        subprocess.Popen(command, env={**os.environ, **call, "LOCAL_RANK": str(number)}, stdin=subprocess.DEVNULL)
         for number in range(1, local)
     ]
 
 
+def end_here(kind: type[BaseException] | None, *_: object) -> None:
+    """Ends a process that was started for one call: what its program does after that, the first process does."""
+    if kind is None:
+        raise SystemExit(0)
+
+
 def end_others(children: list[subprocess.Popen[bytes]]) -> None:
-    """Waits for the other processes; one that does not end is killed, for none may outlive the run."""
+    """Waits for the other processes; one that does not end is killed, for none may outlive the run. Then this process
+    is alone again, and may train once more."""
     for child in children:
         try:
             child.wait(GRACE)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    for name in TOLD:
+        os.environ.pop(name, None)
 
 
 @contextmanager
@@ -134,12 +157,14 @@ def watching(children: list[subprocess.Popen[bytes]]) -> Iterator[None]:
 
     def watch() -> None:
         while not met.wait(0.2):
-            dead = [number for number, child in enumerate(children, 1) if child.poll()]
+            dead = [number for number, child in enumerate(children, 1) if child.poll() is not None]
             if dead:
-                say(f"barlow: process {dead[0]} of {len(children) + 1} could not start (its reason stands above)")
+                code = children[dead[0] - 1].returncode
+                why = "could not start (its reason stands above)" if code else "ended before it came to this call"
+                say(f"barlow: process {dead[0]} of {len(children) + 1} {why}")
                 for child in children:
                     child.kill()
-                os._exit(abs(children[dead[0] - 1].returncode))  # the main thread hangs in a call that cannot be ended
+                os._exit(abs(code) or UserError.exit_code)  # the main thread hangs in a call that cannot be ended
 
     thread = threading.Thread(target=watch, daemon=True)
     if children:

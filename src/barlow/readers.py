@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import faulthandler
 import multiprocessing
 import os
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Collection, Generator, Iterator
 from contextlib import closing, suppress
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from queue import Empty, Queue
 from threading import Event, Thread
 from typing import Any, TypeVar, final
@@ -87,6 +90,23 @@ def ahead(items: Iterator[Item]) -> Generator[Item]:
             with suppress(Empty):
                 queue.get(timeout=0.01)
             thread.join(0.01)
+
+
+def runs_again() -> bool:
+    """Whether the program around us would come here again in each process that reads images: these run its file up to
+    its end, and so what it does there and not under ``if __name__ == "__main__":``."""
+    main: Any = sys.modules["__main__"]
+    file, frame = getattr(main, "__file__", None), sys._getframe()
+    while frame.f_back and not (frame.f_code.co_name == "<module>" and frame.f_globals is vars(main)):
+        frame = frame.f_back
+    if file is None or frame.f_globals is not vars(main):  # a notebook, or a thread
+        return False
+    try:
+        statements = ast.parse(Path(file).read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return False
+    here = [each for each in statements if each.lineno <= frame.f_lineno <= (each.end_lineno or 0)]
+    return not any(isinstance(each, ast.If) and "'__name__'" in ast.dump(each.test) for each in here)
 
 
 def _started(

@@ -23,7 +23,7 @@ from barlow.environment import environment
 from barlow.errors import UserError
 from barlow.finish import finish
 from barlow.images import Images, open_images, write_index
-from barlow.launch import launch
+from barlow.launch import for_a_later_call, launch
 from barlow.length import TRIAL_SECONDS, Pace, steps_of_epochs, steps_of_minutes, trial
 from barlow.loggers import check_installed, copies
 from barlow.own import Own, own
@@ -85,8 +85,10 @@ def pretrain(
     mine, others = own(views, encoder), multiprocessing.active_children()
     config = mine.recorded(config)
     check_installed(config.logger or ())
+    out = Path(config.out or RULES["out"](config, _NOTHING)[0])
+    if for_a_later_call():
+        return out
     with ExitStack() as stack:
-        out = Path(config.out or RULES["out"](config, _NOTHING)[0])
         stack.enter_context(signals_outside_training(out))
         fabric = launch(config, stack)
         quiet = quiet or ranks.rank() > 0

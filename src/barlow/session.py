@@ -25,7 +25,7 @@ from barlow.images import Bad
 from barlow.optimizer_state import flatten_optimizer, parameter_names, unflatten_optimizer
 from barlow.prepare import Ready
 from barlow.quarantine import Quarantine
-from barlow.readers import AHEAD
+from barlow.readers import AHEAD, runs_again
 from barlow.resources import fit_shared_memory
 from barlow.resume import fitting
 from barlow.runlog import Run, read_metrics
@@ -45,7 +45,11 @@ RECENT = 50  # steps that the rate shown is the mean of
 
 
 def readers(source: Stream, workers: int) -> tuple[int, str | None]:
-    """How many of ``workers`` fit in shared memory, and the sentence to tell where it is fewer."""
+    """How many of ``workers`` can read, and the sentence to tell where it is fewer: they would run the program of the
+    user again, or shared memory is small."""
+    if workers and runs_again():
+        return 0, ('no workers, for they would run this script again: put the call under if __name__ == "__main__": '
+                   "and they read ahead")  # fmt: skip
     pixels = len(source.mine) * source.size**2 * source.images.channels
     batch = len(source.views) * pixels * np.dtype(source.images.dtype).itemsize
     return fit_shared_memory(workers, batch, AHEAD + 2)  # two wait in this process
