@@ -21,7 +21,7 @@ spec = spec_from_file_location("benchmark", Path(__file__).parent.parent / "benc
 benchmark = module_from_spec(spec)
 spec.loader.exec_module(benchmark)
 LAMBDA = 0.0051
-WAYS = ["gram", "correlation", "small", "gram in blocks", "correlation in blocks"]
+WAYS = ["gram", "correlation", "small gram", "small correlation", "gram in blocks", "correlation in blocks"]
 SIZES = [(2, 3), (2, 9), (5, 9), (9, 9), (17, 9), (31, 8), (8, 31)]  # N below, at and above D
 
 
@@ -30,9 +30,10 @@ def way(monkeypatch: pytest.MonkeyPatch):
     """Makes one way to the loss the chosen one, at any size; in blocks (and panels) of four rows or columns."""
 
     def choose(name: str) -> str:
-        form = "gram" if name.startswith("gram") else "correlation"
+        form = "gram" if "gram" in name else "correlation"
         monkeypatch.setattr(forms, "cheaper", lambda *_, **__: form)
-        monkeypatch.setattr(small, "SMALL", 2**30 if name == "small" else 0)
+        for limit in ("SMALL", "FEW"):
+            monkeypatch.setattr(small, limit, 2**30 if name.startswith("small") else 0)
         if name.endswith("in blocks"):
             for room, constant, value in ((standardise, "CACHE", 0), (standardise, "NARROW", 4), (forms, "PANEL", 4)):
                 monkeypatch.setattr(room, constant, value)
@@ -102,7 +103,7 @@ def test_float32_equals_float64(way, name: str, n: int, d: int) -> None:
     assert difference(found_gradients, gradients) < 1e-5
 
 
-@pytest.mark.parametrize("name", [way for way in WAYS if way != "small"])
+@pytest.mark.parametrize("name", [way for way in WAYS if not way.startswith("small")])
 @pytest.mark.parametrize("views", [3, 4])
 def test_more_views_are_the_mean_over_pairs(way, name: str, views: int) -> None:
     """Kills: pairs forgotten or counted twice, partner indices mixed up (C_ab taken for C_ba)."""
@@ -123,7 +124,7 @@ def test_the_two_references_agree() -> None:
 @pytest.mark.parametrize("name", WAYS)
 def test_gradcheck(way, name: str) -> None:
     way(name)
-    z = [view.requires_grad_() for view in some_views(5, 6, 2 if name == "small" else 3)]
+    z = [view.requires_grad_() for view in some_views(5, 6, 2 if name.startswith("small") else 3)]
     assert torch.autograd.gradcheck(lambda *views: barlow_twins_loss(*views, lambda_=0.2).loss, z)
 
 
@@ -296,7 +297,7 @@ def test_default_lambda() -> None:
 def test_terms_and_matrix(way, name: str) -> None:
     """Kills: C transposed, its zeroed diagonal not put back, a diagonal of one pair taken for the mean."""
     form = way(name)
-    z = some_views(9, 7, 2 if name == "small" else 3)
+    z = some_views(9, 7, 2 if name.startswith("small") else 3)
     criterion = BarlowTwinsLoss(0.3)
     assert criterion.terms is None
     loss = criterion(*[view.requires_grad_() for view in z])

@@ -132,13 +132,13 @@ class _Loss(torch.autograd.Function):
         dtype = torch.float64 if any(view.dtype == torch.float64 for view in z) else torch.float32
         form = forms.cheaper(total, dim, len(z), world, halves=z[0].device.type == "cpu")
         across = form == "gram" and world > 1  # this process holds a share of the columns
-        straight = form == "correlation" and small.fits(z, world, lambda_)
+        straight = small.fits(z, form, world, lambda_)
         with _no_autocast(z[0]):
             held = tuple(ranks.rows_to_columns(view, counts) for view in z) if across else z
-            if form == "gram":
+            if straight:
+                kept, saved, squares = small.way(form)(held, dtype, lambda_)
+            elif form == "gram":
                 kept, saved, squares = forms.gram(held, dtype)
-            elif straight:
-                kept, saved, squares = small.correlation(held, dtype, lambda_)
             else:
                 kept, saved, squares = forms.correlation(held, total, dtype, lambda_)
             diagonal = saved.diagonal
@@ -176,7 +176,7 @@ class _Loss(torch.autograd.Function):
         saved = forms.Forward(scale, c, own, products)
         with _no_autocast(gain):
             if ctx.straight:
-                g = small.gradient(unscaled, saved.scale, ctx.lambda_, gain)
+                g = small.gradient(unscaled, saved.scale, ctx.form, ctx.lambda_, gain)
             else:  # written over Â, which a second pass must make again
                 hats = ctx.kept.pop("hats", None) or forms.again(held, total, ctx.form, gain.dtype)
                 if ctx.form == "gram":

@@ -1,4 +1,4 @@
-"""The correlation form of two small views on one process: the formulas of ``forms`` in a straight line.
+"""Both forms of two small views on one process: the formulas of ``forms`` in a straight line.
 
 For embeddings this small the time goes into the calls, not into the arithmetic; so here are no loops over views, blocks
 or processes, and the gradient is made along with the loss, but for its last factor.
@@ -6,28 +6,53 @@ or processes, and the gradient is made along with the loss, but for its last fac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from barlow.forms import Forward
-from barlow.standardise import EPS, wide
+from barlow.forms import PANEL, Forward
+from barlow.standardise import CACHE, EPS, moments, wide
 
-SMALL = 2**16  # numbers in one view: beyond, passes over memory cost more than calls
+SMALL = CACHE  # numbers in one view: beyond, passes over memory cost more than calls
+FEW = 2 * PANEL  # rows in the Gram form: beyond, the half of a symmetric product that ``forms`` leaves out costs more
 
 
-def fits(z: Sequence[Tensor], world: int, lambda_: float) -> bool:
+def fits(z: Sequence[Tensor], form: str, world: int, lambda_: float) -> bool:
     """Whether this room is meant for these views. (For two images ∂L/∂z has a formula of its own.)"""
-    return len(z) == 2 and world == 1 and z[0].numel() <= SMALL and len(z[0]) > 2 and lambda_ > 0.0
+    small = len(z) == 2 and z[0].numel() <= SMALL and 2 < len(z[0]) <= (FEW if form == "gram" else SMALL)
+    return small and world == 1 and lambda_ > 0.0
 
 
-def correlation(z: Sequence[Tensor], dtype: torch.dtype, lambda_: float) -> tuple[list[Tensor], Forward, Tensor]:
-    """As ``forms.correlation`` on one process; but what comes first lacks only a factor to be the gradients."""
-    z_a, z_b = z
-    a, _, w_a = torch.native_batch_norm(z_a - z_a[0].to(dtype), None, None, None, None, True, 0.0, EPS)
-    b, _, w_b = torch.native_batch_norm(z_b - z_b[0].to(dtype), None, None, None, None, True, 0.0, EPS)
-    c = torch.mm(a.T, b).div_(len(a))
+def way(form: str) -> Callable[[Sequence[Tensor], torch.dtype, float], tuple[list[Tensor], Forward, Tensor]]:
+    """The forward pass of a form. As in ``forms`` on one process, but what it returns first lacks only a factor to be
+    the gradients."""
+    return _gram if form == "gram" else _correlation
+
+
+def _gram(z: Sequence[Tensor], dtype: torch.dtype, lambda_: float) -> tuple[list[Tensor], Forward, Tensor]:
+    (a, w_a), (b, w_b) = _standardised(z[0], dtype), _standardised(z[1], dtype)
+    n = len(a)
+    products = torch.mm(a, a.T), torch.mm(b, b.T)
+    squares = torch.mul(*products).sum(dtype=wide(a))
+    c = torch.mul(a, b).mean(0)
+    s = c.mul(1.0 - lambda_).sub_(1.0).mul_(n / lambda_)
+    g = []
+    for hat, w, other, product in ((a, w_a, b, products[1]), (b, w_b, a, products[0])):
+        on_diagonal = product.diagonal()
+        kappa = on_diagonal.mean()
+        on_diagonal.sub_(kappa)
+        part = torch.mul(other, s).addmm_(product, hat)
+        lifted = torch.mul(hat, part).mean(0).addcmul_(w, w * kappa, value=-EPS)
+        g.append(part.addcmul_(hat, lifted, value=-1.0))
+    scale = torch.stack((w_a, w_b))
+    return g, Forward(scale, c[None], scale, ()), squares
+
+
+def _correlation(z: Sequence[Tensor], dtype: torch.dtype, lambda_: float) -> tuple[list[Tensor], Forward, Tensor]:
+    (a, w_a), (b, w_b) = _standardised(z[0], dtype), _standardised(z[1], dtype)
+    n = len(a)
+    c = torch.mm(a.T, b).div_(n)
     on_diagonal = c.diagonal()
     diagonal = on_diagonal.clone()
     on_diagonal.zero_()
@@ -42,7 +67,15 @@ def correlation(z: Sequence[Tensor], dtype: torch.dtype, lambda_: float) -> tupl
     return [g_a, g_b], Forward(scale, diagonal[None], scale, (c,)), rows.sum(dtype=wide(c))
 
 
-def gradient(g: Sequence[Tensor], scale: Tensor, lambda_: float, gain: Tensor) -> list[Tensor]:
+def _standardised(view: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    shifted = torch.empty(view.shape, dtype=dtype, device=view.device)
+    mean, variance = moments(view, shifted)
+    w = variance.add_(EPS).rsqrt_()
+    return torch.addcmul(mean.mul_(w).neg_(), shifted, w, out=shifted), w
+
+
+def gradient(g: Sequence[Tensor], scale: Tensor, form: str, lambda_: float, gain: Tensor) -> list[Tensor]:
     """``gain`` · ∂L/∂z of both views."""
-    factor = scale * (gain * (2.0 * lambda_ / len(g[0])))
+    n = len(g[0])
+    factor = scale * (gain * (2.0 * lambda_ / (n * n if form == "gram" else n)))
     return [part * w for part, w in zip(g, factor.unbind(), strict=True)]

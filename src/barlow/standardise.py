@@ -32,7 +32,7 @@ def standardised(
         parts = take(hats, 1, cut)
         for part, view, w in zip(parts, take(z, 1, cut), take(ws, 0, cut), strict=True):
             shifted = part if part.is_contiguous() else scratch.like(part)
-            mean, variance = _moments(view, shifted)
+            mean, variance = moments(view, shifted)
             torch.rsqrt(variance.add_(EPS), out=w)
             torch.addcmul(mean.mul_(w).neg_(), shifted, w, out=part)
         for c, (a, b) in zip(take(cs, 0, cut), pairs, strict=True):
@@ -45,7 +45,7 @@ def standardised_across(z: Sequence[Tensor], total: int, dtype: torch.dtype) -> 
     hats = [torch.empty(view.shape, dtype=dtype, device=view.device) for view in z]
     means, variances = [], []
     for hat, view in zip(hats, z, strict=True):
-        mean, variance = _moments(view, hat) if len(hat) else hat.new_zeros((2, hat.shape[1])).unbind()
+        mean, variance = moments(view, hat) if len(hat) else hat.new_zeros((2, hat.shape[1])).unbind()
         means.append(mean.to(wide(hat)))
         variances.append(variance)
     share, local = len(hats[0]) / total, torch.stack(means)
@@ -57,8 +57,8 @@ def standardised_across(z: Sequence[Tensor], total: int, dtype: torch.dtype) -> 
     return hats, scale
 
 
-def _moments(z: Tensor, shifted: Tensor) -> tuple[Tensor, Tensor]:
-    """Writes z less its first row; returns the mean and the biased variance of that."""
+def moments(z: Tensor, shifted: Tensor) -> tuple[Tensor, Tensor]:
+    """Writes z less its first row; returns the mean and the biased variance of that, (d,) each."""
     torch.sub(z, z[0].to(shifted.dtype), out=shifted)
     if shifted.device.type == "cpu":  # var_mean walks down the columns there, forty times slower
         mean, variance = torch.batch_norm_update_stats(shifted, None, None, 0.0)
