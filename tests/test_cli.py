@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -283,3 +286,90 @@ def test_mistakes_are_one_sentence_and_exit_code_2(capsys: pytest.CaptureFixture
     assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "dear reader"
     assert (tmp_path / "bad.toml").read_text() == "lamda = 0.1"
     assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter1.tex"]
+
+
+# ---- outputs, and who reads them
+
+
+def test_no_output_replaces_the_images_or_becomes_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Kills: the list of the images replaced by the list of the rows; a contact sheet that the next run trains on."""
+    images, run = folder(tmp_path / "images", 24), tmp_path / "run"
+    assert call(capsys, "pretrain", images, "--out", run, *RUN)[0] == 0
+    listed, table, column = tmp_path / "l.txt", tmp_path / "t.csv", tmp_path / "c.parquet"
+    listed.write_text("".join(f"images/{i:03d}.png\n" for i in range(24)))
+    table.write_text("path\n" + listed.read_text())
+    pq.write_table(pa.table({"image": [path.read_bytes() for path in sorted(images.iterdir())]}), column)
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "notes.png").write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for words, answer in (
+        (["embed", run, listed, "-o", tmp_path / "l.npy"], "l.txt would be written too, and is there already"),
+        (["embed", run, column, "-o", column], "c.parquet is where the images come from"),
+        (["curate", run, table, "-o", table], "t.csv is where the images come from"),
+        (["curate", run, images, "-o", images / "found.csv"], "found.png would lie among the images"),
+        (["embed", run, images, "-o", images / "found.npy"], "found.npy would lie among the images"),
+        (["views", images, "-o", images / "views.png"], "views.png would lie among the images"),
+        (["embed", run, images, "-o", tmp_path / "notes.npy"], "notes.txt would be written too, and is there already"),
+        (["curate", run, images, "-o", tmp_path / "notes.csv"], "notes.png would be written too, and is there already"),
+    ):
+        code, _, err = call(capsys, *words)
+        assert (code, answer in err) == (2, True), (words, err)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    for _ in range(2):  # one's own output may be replaced
+        assert call(capsys, "embed", run, listed, "-o", tmp_path / "e.npy")[0] == 0
+        assert call(capsys, "curate", run, listed, "-o", tmp_path / "e.csv")[0] == 0
+    assert (tmp_path / "e.txt").read_text() == listed.read_text()
+
+
+def test_curate_names_what_it_leaves_out(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    images, run = folder(tmp_path / "images", 24), tmp_path / "run"
+    assert call(capsys, "pretrain", images, "--out", run, *RUN)[0] == 0
+    (images / "x.png").write_bytes(b"\x89PNG and no more")
+    code, out, err = call(capsys, "curate", run, images, "-o", tmp_path / "c.csv")
+    assert code == 0
+    assert "24 images" in out
+    assert "left out x.png: " in err
+
+
+def test_a_run_whose_images_were_left_behind_says_where_it_looked(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder(tmp_path / "images", 24)
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":
+        assert call(capsys, "pretrain", "images", "--out", name, *RUN)[0] == 0
+    (tmp_path / "else" / "where").mkdir(parents=True)
+    for name in "ab":
+        shutil.move(tmp_path / name, tmp_path / "else" / name)
+    monkeypatch.chdir(tmp_path / "else")
+    for words in (["compare", "a", "b"], ["pretrain", "--resume", "a"]):
+        code, _, err = call(capsys, *words)
+        assert code == 2
+        assert f"there is no folder images (looked for from {tmp_path / 'else'})" in err
+    assert call(capsys, "compare", "a", "b", "--images", "../images")[0] == 0
+    longer = ["--steps", "3", "--allow", "steps", "--allow", "images"]
+    assert call(capsys, "pretrain", "../images", "--resume", "a", *longer)[0] == 0
+
+
+def test_letters_that_cannot_be_shown_and_streams_that_are_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kills: a traceback after the work is done, because of a dash or of nobody who listens."""
+    images, raw = folder(tmp_path / "ünï → ρ", 24), io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    monkeypatch.setattr(sys, "stderr", None)
+    with pytest.raises(SystemExit) as ended:
+        main(["check", str(images)])
+    assert ended.value.code == 0
+    assert rb"runs/\xfcn\xef \u2192 \u03c1: named after" in raw.getvalue()
+    sys.stderr.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_output_onto_a_full_disk_is_one_sentence() -> None:
+    words = [sys.executable, "-c", "from barlow.cli import main; main(['completion', 'bash'])"]
+    quiet = {**os.environ, "PYTHONUNBUFFERED": ""}  # the failure then comes at the very end
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=quiet)
+    assert done.stderr == "barlow: standard output cannot be written: No space left on device; make room\n"
+    assert done.returncode == 75

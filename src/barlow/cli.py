@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
 from pathlib import Path
@@ -21,6 +23,8 @@ app = App(
     default_parameter=Parameter(negative_iterable=(), converter=typed),
 )
 
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Settings = Annotated[Config | None, Parameter(name="*")]
 
@@ -247,22 +251,44 @@ def main(arguments: list[str] | None = None) -> None:
     # costs nothing in either case (docs/log.md, "Threads that spin"). This is read once, when torch is imported.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    _streams()
     try:
-        app(arguments, exit_on_error=False, print_error=False)
+        try:
+            app(arguments, exit_on_error=False, print_error=False)
+        finally:
+            sys.stdout.flush()  # a full disk, or a reader that has left, shows here and not behind our back at the exit
     except CycloptsError as error:
         fail(f"barlow: {misread(error)}", UserError.exit_code)
     except (UserError, DataError, NumbersError, Stopped) as error:
         fail(f"barlow: {error}", error.exit_code)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has left
+        _forget_output()  # whoever read it has left
         sys.exit(0)
     except OSError as error:
+        if error.errno in FULL:  # of standard output there is no name
+            _forget_output()
+            fail(f"barlow: {error.filename or 'standard output'} cannot be written: {error.strerror}; make room", 75)
         if error.filename is None:
             raise
         name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else error.filename
         fail(f"barlow: {name} cannot be used: {error.strerror}", UserError.exit_code)
     except KeyboardInterrupt:
         fail("barlow: interrupted", 130)
+
+
+def _streams() -> None:
+    """Letters that a terminal or a pipe cannot show are escaped, not an error at the end of an hour; a stream that was
+    closed before we began (``2>&-``, or no console) swallows what is said."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for as long as we live
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _forget_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tries once more when it exits
 
 
 def fail(sentence: str, code: int) -> None:

@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 
 from barlow.console import say
 from barlow.curation import FAR, Curated, curate_features
-from barlow.embedding import embed_images, load_on_device
+from barlow.embedding import embed_images, load_on_device, open_for
 from barlow.encoder import encoder_folder
 from barlow.errors import DataError, UserError
 from barlow.files import atomic_write
 from barlow.guard import BadImage
-from barlow.images import Images, open_images
+from barlow.images import Images
 from barlow.runlog import read_metrics
 from barlow.sheet import Cell, cell, strips
+from barlow.sources import companion, keep_apart
 
 SHOWN = 8  # pictures a row of the contact sheet
 
@@ -36,10 +37,12 @@ def curate(run: str | Path, images: Any, output: Path, *, picks: int = 100, seed
         raise UserError(f"The folder {output.parent} of the output does not exist; make it first.")
     if picks < 0:
         raise UserError(f"--picks {picks} is below 0.")
+    sheet_file = companion(output, ".png")
+    keep_apart(images, output, sheet_file)
     encoder = load_on_device(run)
     if doubt := verdict_of(run):
         say(f"warning: {doubt}")
-    source = open_images(images, channels=encoder.channels, value_range=encoder.value_range)
+    source = open_for(encoder, images)
     parts = list(embed_images(encoder, source))
     keys = [key for part, _ in parts for key in part]
     if len(keys) < 2:
@@ -51,7 +54,7 @@ def curate(run: str | Path, images: Any, output: Path, *, picks: int = 100, seed
     sheet = strips([(title, [_cell(source, where[keys[i]], keys[i], text) for i, text in row]) for title, row in rows])
     buffer = io.BytesIO()
     sheet.save(buffer, format="PNG")
-    atomic_write(output.with_suffix(".png"), buffer.getvalue())
+    atomic_write(sheet_file, buffer.getvalue())
     groups, double = int(found.group.max()), int((found.group > 0).sum())
     far, chosen = int((found.outlier >= FAR).sum()), int((found.pick > 0).sum())
     copies = f"{groups:,} groups of near-duplicates ({double:,} images)"

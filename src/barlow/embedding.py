@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from barlow.decode import BadImage
 from barlow.encoder import Encoder, load_encoder
 from barlow.errors import UserError
+from barlow.files import atomic_write
 from barlow.images import Images, open_images
 from barlow.index import in_threads
 from barlow.progress import progress
 from barlow.samples import Samples
-from barlow.sources import shown
+from barlow.sources import companion, keep_apart, shown
 
 Rows = Iterator[tuple[list[str], NDArray[np.float32]]]
 Part = tuple[int, int]  # (k, n): the k-th of n parts of the images, k from 1 to n
@@ -134,6 +135,7 @@ def embed_to_file(run: str | Path, images: Any, output: Path, *, batch_size: int
         raise UserError(f"The output {output} must end in .parquet or .npy (or be a folder, with --part).")
     if not output.parent.is_dir():
         raise UserError(f"The folder {output.parent} of the output does not exist; make it first.")
+    keep_apart(images, output, *([companion(output, ".txt")] if output.suffix == ".npy" else []))
     encoder = load_on_device(run)
     source = open_for(encoder, images)
     beside = output.with_name(f".{output.name}.{secrets.token_hex(4)}.tmp")
@@ -177,15 +179,16 @@ def _groups(rows: Rows) -> Rows:
 
 def _write_npy(path: Path, output: Path, rows: Rows, encoder: Encoder, total: int) -> int:
     count = 0
-    with output.with_suffix(".txt").open("w", encoding="utf-8") as names:
-        out = open_memmap(path, mode="w+", dtype=np.float32, shape=(total, encoder.features))
-        for keys, features in rows:
-            out[count : count + len(keys)] = features
-            names.writelines(key.replace("\n", "\\n") + "\n" for key in keys)
-            count += len(keys)
-        out.flush()
+    names = list[str]()
+    out = open_memmap(path, mode="w+", dtype=np.float32, shape=(total, encoder.features))
+    for keys, features in rows:
+        out[count : count + len(keys)] = features
+        names += keys
+        count += len(keys)
+    out.flush()
     if count < total:  # unreadable images were left out: the file must hold no empty rows
         kept = np.array(out[:count])
         with path.open("wb") as file:
             np.save(file, kept)
+    atomic_write(output.with_suffix(".txt"), "".join(name.replace("\n", "\\n") + "\n" for name in names))
     return count

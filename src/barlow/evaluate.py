@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -68,6 +69,8 @@ def evaluate(
     """
     run = Path(run)
     config = read_config(encoder_folder(run))
+    if not os.access(run, os.W_OK):
+        raise UserError(f"{run} takes no evaluation.json: it may not be written to. Copy it to where it may")
     trained, fresh = load_encoder(run), untrained(run, config.get("barlow", {}).get("seed") or 0)
     images = images or images_of_run(run, Path(labels))
     labelled = open_labelled(

@@ -64,6 +64,11 @@ def root_of(source: str | Path, kind: str) -> bytes:
     if kind == "table":
         return find(source)[0].root
     path = Path(source)
-    if not path.is_dir() and not path.absolute().parent.is_dir():
-        raise UserError(f"there is no file or folder {shown(os.fsencode(path))}: bring it back, or say where it is now")
+    if not path.is_dir() and (kind == "folder" or not path.absolute().parent.is_dir()):
+        what = "folder" if kind == "folder" else "file or folder"
+        raise UserError(
+            f"there is no {what} {shown(os.fsencode(path))} (looked for from {Path.cwd()}): go to where the run began, "
+            "bring the images back, or say where they are now (--images; to continue a run, barlow pretrain IMAGES "
+            "--resume RUN --allow images)"
+        )
     return os.fsencode(path if path.is_dir() else path.absolute().parent)

@@ -14,6 +14,7 @@ from barlow.console import WORD, spelled
 from barlow.errors import UserError
 from barlow.prepare import views_of
 from barlow.sheet import contact_sheet
+from barlow.sources import keep_apart
 from barlow.survey import survey
 
 
@@ -23,6 +24,7 @@ def show_views(config: Config, output: Path, count: int) -> Path:
         raise UserError(f"count = {count}: a contact sheet shows at least one image.")
     if not output.parent.is_dir():
         raise UserError(f"The folder {output.parent} of the output does not exist; make it first.")
+    keep_apart(config.images, output)
     images, resolved, _ = survey(config, None)
     size, seed = resolved.image_size, resolved.seed
     assert size is not None and seed is not None

@@ -207,6 +207,29 @@ def with_file(path: bytes, use: Callable[[IO[bytes], int], T]) -> T:
     raise AssertionError
 
 
+def keep_apart(source: object, *outputs: Path) -> None:
+    """UserError where an output would replace the source of the images, or lie among them and become one of them."""
+    if not isinstance(source, str | os.PathLike) or not os.path.exists(source):
+        return
+    place = Path(source)
+    for output in outputs:
+        if output.exists() and output.samefile(place):
+            raise UserError(f"{output} is where the images come from, and would be replaced: give -o another name")
+        image = os.fsencode(output.suffix.lower()) in ENDINGS
+        if image and place.is_dir() and place.resolve() in output.absolute().parent.resolve().joinpath("x").parents:
+            raise UserError(f"{output} would lie among the images in {place}, and be one from then on: give -o another "
+                            "folder")  # fmt: skip
+
+
+def companion(output: Path, ending: str) -> Path:
+    """The second file that an output brings along, by its ending. UserError where there is such a file already without
+    the first: then it is not an earlier output, and not ours to replace."""
+    beside = output.with_suffix(ending)
+    if beside.exists() and not output.exists():
+        raise UserError(f"{beside} would be written too, and is there already: give -o another name, or move it away")
+    return beside
+
+
 def gone(root: bytes) -> None:
     """Raises Stopped where not one file but the whole place has vanished (a disk unplugged, a network share lost)."""
     if root and not os.path.exists(root):
