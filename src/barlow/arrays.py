@@ -88,7 +88,8 @@ def from_file(path: Path) -> Held:
             images = _with_channels(opened[name], f"{name} in {path}")
             labels = opened["labels"] if "labels" in opened.files else None
     except (OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read as an array: {error or 'it is empty'}") from None
+        why = getattr(error, "strerror", None) or error or "it is empty"
+        raise UserError(f"{path} cannot be read as an array: {why}") from None
     except UserError:
         raise
     except ValueError as error:

@@ -81,7 +81,8 @@ def plan_cache(images: Images, size: int, form: str | None = None) -> CachePlan:
         if needs[one] < DISK_SHARE * free:
             return CachePlan(one, needs[one], f"{readable(needs[one])} in {store_root()}", name)
     least = min(needs[one] for one in forms)
-    return CachePlan("none", 0, f"it needs {readable(least)} and {store_root()} has {readable(free)} free")
+    has = f"has {readable(free)} free" if free else "cannot be written in"
+    return CachePlan("none", 0, f"it needs {readable(least)} and {store_root()} {has}")
 
 
 def _needs(both: Sequence[Images], size: int) -> dict[str, int]:

@@ -270,8 +270,10 @@ def main(arguments: list[str] | None = None) -> None:
             fail(f"barlow: {error.filename or 'standard output'} cannot be written: {error.strerror}; make room", 75)
         if error.filename is None:
             raise
-        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else error.filename
-        fail(f"barlow: {name} cannot be used: {error.strerror}", UserError.exit_code)
+        name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else str(error.filename)
+        from barlow.files import in_the_way
+
+        fail(f"barlow: {in_the_way(Path(name))} cannot be used: {error.strerror}", UserError.exit_code)
     except KeyboardInterrupt:
         fail("barlow: interrupted", 130)
 

@@ -15,7 +15,7 @@ from barlow.curation import FAR, Curated, curate_features
 from barlow.embedding import embed_images, load_on_device, open_for
 from barlow.encoder import encoder_folder
 from barlow.errors import DataError, UserError
-from barlow.files import atomic_write
+from barlow.files import atomic_write, check_output
 from barlow.guard import BadImage
 from barlow.images import Images
 from barlow.runlog import read_metrics
@@ -33,8 +33,7 @@ def curate(run: str | Path, images: Any, output: Path, *, picks: int = 100, seed
     """
     if output.suffix != ".csv":
         raise UserError(f"The output {output} must end in .csv.")
-    if not output.absolute().parent.is_dir():
-        raise UserError(f"The folder {output.parent} of the output does not exist; make it first.")
+    check_output(output)
     if picks < 0:
         raise UserError(f"--picks {picks} is below 0.")
     sheet_file = companion(output, ".png")

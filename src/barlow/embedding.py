@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from barlow.decode import BadImage
 from barlow.encoder import Encoder, load_encoder
 from barlow.errors import UserError
-from barlow.files import atomic_write
+from barlow.files import atomic_write, check_output
 from barlow.images import Images, open_images
 from barlow.index import in_threads
 from barlow.progress import progress
@@ -133,8 +133,7 @@ def embed_to_file(run: str | Path, images: Any, output: Path, *, batch_size: int
     writers = {".parquet": _write_parquet, ".npy": _write_npy}
     if output.suffix not in writers:
         raise UserError(f"The output {output} must end in .parquet or .npy (or be a folder, with --part).")
-    if not output.parent.is_dir():
-        raise UserError(f"The folder {output.parent} of the output does not exist; make it first.")
+    check_output(output)
     keep_apart(images, output, *([companion(output, ".txt")] if output.suffix == ".npy" else []))
     encoder = load_on_device(run)
     source = open_for(encoder, images)

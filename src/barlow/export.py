@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from barlow.card import CARD, model_card
 from barlow.encoder import CONFIG, WEIGHTS, Encoder, encoder_folder, load_encoder
 from barlow.errors import NumbersError, UserError
-from barlow.files import sync_folder
+from barlow.files import check_output, sync_folder
 from barlow.hub import check_push, upload
 from barlow.images import open_images
 from barlow.portable import FromBytes
@@ -124,8 +124,7 @@ def _check(to: Tool, output: Path, with_preprocessing: bool, push: str | None) -
         raise UserError(f"The output {output} exists already; give -o a new or an empty folder.")
     if to != "timm" and output.is_dir():
         raise UserError(f"The output {output} is a folder; give -o a file that ends in {ENDINGS[to]}.")
-    if not output.absolute().parent.is_dir():
-        raise UserError(f"The folder {output.parent} of the output does not exist; make it first.")
+    check_output(output)
     if to == "timm" and with_preprocessing:
         raise UserError("--with-preprocessing is for onnx and torch; a timm folder names its own in config.json.")
     if to == "onnx" and (missing := [m for m in ("onnx", "onnxscript", "onnxruntime") if find_spec(m) is None]):

@@ -11,6 +11,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from barlow.errors import UserError
+
 Block = bytes | memoryview
 
 NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)  # some network file systems cannot fsync a folder
@@ -21,16 +23,32 @@ LEFT_OVER = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # what atomic_write leaves be
 def atomic_write(path: Path, data: bytes | str) -> None:
     """Replaces ``path`` by ``data`` (text as UTF-8) so that after a crash it holds the old content or the new, whole.
 
-    Raises OSError as the file system does (disk full, no permission); the old file is then untouched.
+    Raises OSError as the file system does (disk full, no permission), about ``path``; the old file is then untouched.
     """
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         write_synced(beside, [data.encode() if isinstance(data, str) else data])
         beside.replace(path)
-    except BaseException:
+    except BaseException as error:
         beside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno:
+            error.filename = os.fspath(path)  # nobody knows the name of the file beside it
         raise
     sync_folder(path.parent)
+
+
+def check_output(output: Path) -> None:
+    """Before long work: UserError where ``output`` could not be written in the end."""
+    if not output.absolute().parent.is_dir():
+        raise UserError(f"The folder {output.parent} of the output does not exist; make it first.")
+    if not os.access(output.parent, os.W_OK | os.X_OK):
+        raise UserError(f"This user may not write in the folder {output.parent} of the output; give -o another one.")
+
+
+def in_the_way(path: Path) -> Path:
+    """``path``, or the first folder on the way to it that this user may not enter."""
+    closed = (folder for folder in reversed(path.parents) if folder.is_dir() and not os.access(folder, os.X_OK))
+    return next(closed, path)
 
 
 def write_synced(path: Path, blocks: Iterable[Block]) -> tuple[int, str]:

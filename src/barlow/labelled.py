@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import zipfile
 from collections.abc import Sequence
@@ -93,7 +94,7 @@ def open_labelled(
 def _parts(source: str | Path) -> tuple[str | Path, str | Path | None]:
     """(training source, test source or None) of one that may hold both."""
     folder = SAMPLE.parent if source == "sample" else Path(source)
-    if folder.is_dir():
+    if os.access(folder, os.X_OK) and folder.is_dir():
         for ending in (".npz", ""):
             for word in TEST_WORDS:
                 train, test = folder / f"train{ending}", folder / f"{word}{ending}"

@@ -29,7 +29,8 @@ def read_table(path: Path, all_columns: bool = False) -> dict[str, list[str]]:
             file.seek(0)
             lines = [line for line in csv.reader(file, delimiter=_delimiter(first)) if line]
     except (OSError, UnicodeError, pa.ArrowInvalid, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as a table ({error})") from None
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be read as a table ({why})") from None
     if not lines:
         raise UserError(f"{path} is empty: it should hold one image path, or two, a row")
     if any(len(line) != len(lines[0]) for line in lines):

@@ -32,7 +32,7 @@ from barlow.embedding import (
 )
 from barlow.encoder import CONFIG, WEIGHTS, encoder_folder
 from barlow.errors import UserError
-from barlow.files import digest, sync_folder
+from barlow.files import check_output, digest, sync_folder
 from barlow.guard import BadImage
 from barlow.images import Images
 
@@ -118,8 +118,9 @@ def _name(part: Part) -> str:
 def _check_folder(folder: Path, count: int) -> None:
     if folder.suffix in (".parquet", ".npy") or (folder.exists() and not folder.is_dir()):
         raise UserError(f"--part writes files into a folder: give -o a folder, not {folder}.")
-    if not folder.absolute().parent.is_dir():
-        raise UserError(f"The folder {folder.parent} of the output does not exist; make it first.")
+    check_output(folder)
+    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"This user may not write in the folder {folder} of the output; give -o another one.")
     for there in sorted(folder.iterdir()) if folder.exists() else ():
         named = NAME.fullmatch(there.name)
         if named and int(named[2]) != count:

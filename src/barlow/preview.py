@@ -12,6 +12,7 @@ from barlow.check_table import rows
 from barlow.config import Config
 from barlow.console import WORD, spelled
 from barlow.errors import UserError
+from barlow.files import check_output
 from barlow.prepare import views_of
 from barlow.sheet import contact_sheet
 from barlow.sources import keep_apart
@@ -22,8 +23,7 @@ def show_views(config: Config, output: Path, count: int) -> Path:
     """Writes a contact sheet of ``count`` images of ``config.images`` with the views that a run would draw."""
     if count < 1:
         raise UserError(f"count = {count}: a contact sheet shows at least one image.")
-    if not output.parent.is_dir():
-        raise UserError(f"The folder {output.parent} of the output does not exist; make it first.")
+    check_output(output)
     keep_apart(config.images, output)
     images, resolved, _ = survey(config, None)
     size, seed = resolved.image_size, resolved.seed

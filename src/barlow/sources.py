@@ -111,7 +111,7 @@ def _walk(root: bytes) -> Iterator[tuple[bytes, os.DirEntry[bytes]]]:
                 entries = sorted(listing, key=lambda e: e.name)
         except OSError as error:
             raise UserError(
-                f"the folder {shown(os.path.join(root, folder))} cannot be listed ({error.strerror}): "
+                f"the folder {shown(os.path.join(root, folder).rstrip(b'/'))} cannot be listed ({error.strerror}): "
                 "give this user the right to read it, or move it elsewhere"
             ) from None
         below = []
