@@ -35,6 +35,7 @@ BAD_SOURCES: dict[str, tuple[dict[str, bytes], str, str]] = {
     "an empty file": ({"a.png": b""}, "a.png", "a.png: an empty file"),
     "an empty list": ({"a.txt": b"\n# only this\n"}, "a.txt", "no images in .*a.txt"),
     "a zip": ({"a.zip": b"PK\x03\x04\0\0"}, "a.zip", "is a compressed archive: unpack it"),
+    "a spreadsheet": ({"a.xlsx": b"PK\x03\x04\0\0"}, "a.xlsx", "is a spreadsheet: save it as CSV"),
     "a compressed tar": ({"a.tar.gz": b"\x1f\x8b\0\0"}, "a.tar.gz", "is a compressed archive: unpack it"),
     "a list that is none": ({"a.bin": b"\0\1\2\0"}, "a.bin", "neither an image nor a text file of paths"),
     "a list of files that are gone": ({"a.txt": b"b.png\nc.png"}, "a.txt", "first, b.png: cannot be read"),

@@ -398,7 +398,7 @@ def test_values_and_several_labels(tmp_path: Path) -> None:
         json.dumps(result, allow_nan=False)
     assert labelled.targets.names == ["dark", "left"]
     (tmp_path / "v.csv").write_text((tmp_path / "v.csv").read_text().replace(f"7.png,{level[7]}", "7.png,much"))
-    with pytest.raises(UserError, match="holds something that is not a number"):
+    with pytest.raises(UserError, match=r"holds .*, which is not a number \(such as 1.5\)"):
         open_labelled(tmp_path / "v.csv", images=str(tmp_path / "in"))
 
 
@@ -458,6 +458,31 @@ def test_labels_for_nothing_are_one_sentence(tmp_path: Path, pair: tuple[Path, P
         compare(open_labelled(saved(tmp_path / "one.npz", bright(20)[0], np.zeros(20, int))), encoders)
     with pytest.raises(UserError, match="1 images to train on and 0 to test on"):
         compare(open_labelled(saved(tmp_path / "single.npz", bright(1)[0], np.zeros(1, int))), encoders)
+
+
+def test_labels_that_tell_nothing_apart_are_one_sentence(tmp_path: Path) -> None:
+    """Kills: a perfect figure for labels that are all the same."""
+    files(tmp_path / "in", bright(20)[0], [f"{i}.png" for i in range(20)])
+    encoders: Any = {"trained": Fake()}
+    for header, label, sentence in (
+        ("path\tlabels", "a;b", "all training images have the same labels: there is nothing to tell apart"),
+        ("path\tvalue", "1.5", "all training images have the same labels"),
+        (
+            "path\tlabel",
+            None,
+            "each of the 20 labels, such as 0.tif, is on one image alone, so that none is left to test",
+        ),
+    ):
+        rows = [header, *(f"{i}.png\t{label or f'{i}.tif'}" for i in range(20))]
+        (tmp_path / "l.tsv").write_text("\n".join(rows))
+        with pytest.raises(UserError, match=sentence):
+            compare(open_labelled(tmp_path / "l.tsv", images=str(tmp_path / "in")), encoders)
+    (tmp_path / "l.tsv").write_text("path;value\n0.png;1,5\n")
+    with pytest.raises(UserError, match=r"holds '1,5', which is not a number \(such as 1.5\)"):
+        open_labelled(tmp_path / "l.tsv", images=str(tmp_path / "in"))
+    (tmp_path / "l.tsv").write_text("path;value\n")
+    with pytest.raises(UserError, match=r"l.tsv holds names of columns and no rows"):
+        open_labelled(tmp_path / "l.tsv", images=str(tmp_path / "in"))
 
 
 def test_evaluate_needs_an_encoder(tmp_path: Path) -> None:

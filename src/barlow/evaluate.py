@@ -27,7 +27,7 @@ from barlow.files import atomic_write
 from barlow.finetune import fine_tune_rows
 from barlow.labelled import Labelled, divided, open_labelled
 from barlow.mistakes import named, pictures, worst_mistakes
-from barlow.pairs import path_columns, read_table
+from barlow.pairs import ENDINGS_OF_TABLES, path_columns, read_table
 from barlow.progress import progress
 from barlow.runlog import write_arrays
 
@@ -89,7 +89,7 @@ def evaluate(
 
 def images_of_run(run: Path, labels: Path) -> str | None:
     """The images that a run was trained on, where ``labels`` is a CSV that does not lie beside its own; else None."""
-    if labels.suffix.lower() != ".csv" or not (run / "config.toml").is_file() or not labels.is_file():
+    if labels.suffix.lower() not in ENDINGS_OF_TABLES or not (run / "config.toml").is_file() or not labels.is_file():
         return None
     columns = path_columns(table := read_table(labels))
     beside = any((labels.parent / name).exists() for column in columns for name in table[column])
@@ -152,9 +152,14 @@ def compare(
 def _refuse(labelled: Labelled, train: NDArray[np.bool_], test: NDArray[np.bool_]) -> None:
     """UserError for labels that nothing can be measured with."""
     values, names = labelled.targets.values, labelled.targets.names
+    if labelled.targets.kind == "classes" and not test.any() and len(names) == train.sum() > 1:
+        raise UserError(f"each of the {len(names):,} labels, such as {names[0]}, is on one image alone, so that none "
+                        "is left to test on: is it the right column?")  # fmt: skip
     if not train.any() or not test.any():
         raise UserError(f"there are {train.sum()} images to train on and {test.sum()} to test on: both parts need some")
     if labelled.targets.kind != "classes":
+        if (values[train] == values[train][0]).all():
+            raise UserError("all training images have the same labels: there is nothing to tell apart")
         return
     if len(np.unique(values[train])) < 2:
         raise UserError(f"all training images are of class {names[values[train][0]]}: there is nothing to tell apart")

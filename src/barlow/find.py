@@ -32,7 +32,7 @@ def _find(source: str | Path) -> tuple[Found, Found | None]:
         raise UserError(f"there is no file or folder {path}: check the path (looked for from {Path.cwd()})")
     if ending == ".arrow" or (ending == ".parquet" and _holds_images(path)):
         return columns.find_in_tables(*columns.table_files(path)), None
-    if ending in (".csv", ".parquet"):
+    if ending in (*pairs.ENDINGS_OF_TABLES, ".parquet"):
         return pairs.find_in_table(path)
     if ending.encode() in sources.ENDINGS:
         return sources.find_files([os.fsencode(path.name)], path.absolute().parent), None

@@ -164,7 +164,8 @@ def _judged(found: Found, channels: int | None) -> tuple[pa.Table, Kind]:
     chosen, dtype = choose(modes)
     misfits = {mode: misfit(mode, channels or chosen) for mode in modes}
     if all(misfits.values()):
-        raise UserError(f"no image in {name} can have {channels} channels: they have {chosen}; leave channels out")
+        raise UserError(f"no image in {name} can have {channels} channels: they have {chosen}; leave channels out, or "
+                        "take an encoder of such images")  # fmt: skip
     if any(misfits.values()):
         table = tables.with_status(table, [misfits.get(mode, "") for mode in table["mode"].to_pylist()])
     return table, (channels or chosen, dtype)

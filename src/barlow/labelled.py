@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from barlow.errors import UserError
 from barlow.images import SAMPLE, Images, open_images
 from barlow.labels import SEVERAL, VALUE_WORDS, label_column, labels_from_csv, labels_from_folders, named_in_csv
-from barlow.pairs import read_table
+from barlow.pairs import ENDINGS_OF_TABLES, read_table
 from barlow.protocols import stratified
 
 TEST_WORDS = ("test", "val", "valid", "validation")
@@ -108,7 +108,7 @@ def _open(
 ) -> tuple[Images, Targets, NDArray[np.bool_] | None]:
     """(images, targets, which ones are tested on where the source says so)."""
     path = SAMPLE if source == "sample" else Path(source)
-    if path.suffix.lower() == ".csv":
+    if path.suffix.lower() in ENDINGS_OF_TABLES:
         found = open_images(images or path, channels=channels, value_range=value_range)
         found = _only(found, named_in_csv(path, found))
         targets, part = _from_csv(path, found)
@@ -193,13 +193,18 @@ def _from_csv(path: Path, images: Images) -> tuple[Targets, NDArray[np.bool_] | 
 
 
 def _values(path: Path, numbers: NDArray[np.int64], names: Sequence[str]) -> Targets:
-    try:
-        values = np.array([float(name) for name in names])
-    except ValueError:
-        values = np.array([math.nan])
+    values = np.array([_number(name) for name in names])
     if not np.isfinite(values).all():
-        raise UserError(f"the column of values in {path} holds something that is not a number")
+        first = names[int(np.flatnonzero(~np.isfinite(values))[0])]
+        raise UserError(f"the column of values in {path} holds {first!r}, which is not a number (such as 1.5)")
     return Targets("values", values[numbers, None].astype(np.float32), [])
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _several(numbers: NDArray[np.int64], names: Sequence[str]) -> Targets:

@@ -60,8 +60,8 @@ def named_in_csv(path: Path, images: Images) -> IntArray:
     """
     found, unknown, blank = _matched(path, images, None)
     if not found:
-        if blank and not unknown:
-            raise UserError(f"no row of {path} has a label")
+        if not unknown:
+            raise UserError(f"no row of {path} has a label" if blank else f"{path} holds names of columns and no rows")
         first = f", such as {unknown[0]}," if unknown else ""
         raise UserError(
             f"none of the paths in {path}{first} is one of the {len(images):,} images: "

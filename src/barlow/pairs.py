@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from barlow.errors import UserError
 from barlow.sources import ENDINGS, Found, find_files
 
+ENDINGS_OF_TABLES = (".csv", ".tsv")
 LOOKED_AT = 200  # rows by which a column of paths is told
 
 

@@ -154,6 +154,8 @@ def find_in_list(file: Path) -> Found:
     content = file.read_bytes().removeprefix(codecs.BOM_UTF8)
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as PowerShell writes it
         content = content.decode("utf-16", "replace").encode()
+    if file.suffix.lower() in (".xlsx", ".ods"):
+        raise UserError(f"{shown(os.fsencode(file))} is a spreadsheet: save it as CSV")
     if content.startswith(COMPRESSED):
         raise UserError(
             f"{shown(os.fsencode(file))} is a compressed archive: unpack it, and give the folder or the tar"
