@@ -14,7 +14,6 @@ import pytest
 from conftest import TINY_ARGS, blobs
 from PIL import Image
 
-import barlow
 from barlow import Config, pretrain
 from barlow.files import in_the_way
 
@@ -103,7 +102,7 @@ def test_what_is_closed_is_named(folder: Path) -> None:
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM], input=json.dumps(commands), capture_output=True, text=True, timeout=200,
             check=False, preexec_fn=as_others_do,
-            env=os.environ | {"PYTHONPATH": str(Path(barlow.__file__).parents[1])},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         )  # fmt: skip
     finally:
         for name in modes:
