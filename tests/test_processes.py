@@ -17,7 +17,7 @@ import torch
 from conftest import TINY_ARGS, blobs
 from lightning_fabric import Fabric
 from PIL import Image
-from test_run import lines
+from test_run import lines, same, weights
 
 from barlow import Config, pretrain, ranks
 from barlow.batches import Batch, Stream
@@ -141,6 +141,36 @@ def test_a_process_that_dies_is_named_and_the_others_end(folder: Path) -> None:
     assert "process 1 of 2 (pid " in first[1]
     assert "is gone or cannot be reached" in first[1]
     assert first[1].endswith(f"Bring it back and continue with: barlow pretrain --resume {folder / 'run'}")
+
+
+def kill_the_second_at_five(rank: int) -> None:
+    if rank == 1:
+        after(5, lambda _: signal.raise_signal(signal.SIGKILL))
+
+
+def kill_the_first_at_nine(rank: int) -> None:
+    if rank == 0:
+        after(9, lambda _: signal.raise_signal(signal.SIGKILL))
+
+
+@pytest.mark.long
+def test_whichever_process_is_killed_the_same_command_ends_with_the_same_weights(folder: Path) -> None:
+    config = settings(folder, steps=12, checkpoint_every=2)
+    assert run(2, folder, config.replace(out=str(folder / "whole"))) == [[0, ""], [0, ""]]
+    first, second = run(2, folder, config, kill_the_second_at_five)
+    assert second == []
+    assert first[0] == 75
+    assert "process 1 of 2 (pid " in first[1]
+    first, second = run(2, folder, config, kill_the_first_at_nine)
+    assert first == []
+    assert second[0] == 75
+    assert "process 0 of 2 (pid " in second[1]
+    newest = latest(folder / "run" / "checkpoints")
+    assert newest is not None
+    assert load(newest).step in (6, 8)
+    assert run(2, folder, config) == [[0, ""], [0, ""]]
+    assert same(weights(folder / "run"), weights(folder / "whole"))
+    assert lines(folder / "run", "train") == lines(folder / "whole", "train")
 
 
 def unreadable_for_the_second(rank: int) -> None:
