@@ -373,3 +373,13 @@ def test_output_onto_a_full_disk_is_one_sentence() -> None:
         done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=quiet)
     assert done.stderr == "barlow: standard output cannot be written: No space left on device; make room\n"
     assert done.returncode == 75
+
+
+def test_an_interruption_is_said(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: Path) -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("barlow.report.write_report", interrupted)
+    assert call(capsys, "report", tmp_path) == (130, "", "barlow: interrupted\n")

@@ -19,6 +19,7 @@ app = App(
     name="barlow",
     help=HELP,
     version=version_line,
+    suppress_keyboard_interrupt=False,  # main says it
     help_format="plaintext",  # markdown would import a parser that help has no time for
     default_parameter=Parameter(negative_iterable=(), converter=typed),
 )
