@@ -240,3 +240,10 @@ def test_headers_and_pixels_count_together(tmp_path: Path) -> None:
         Quarantine(images, None, 0.01).start()
     with pytest.raises(UserError, match="share between 0 and 1"):
         Quarantine(images, None, 5)
+
+
+def test_images_looked_at_are_counted_by_their_headers_at_first(tmp_path: Path) -> None:
+    folder_of(tmp_path / "in", 8)
+    corpus.write(tmp_path / "in", {"x.png": b"", "y.png": b""})
+    with pytest.raises(DataError, match=r"2 images of 10 looked at cannot be used, .* The first: x.png, y.png"):
+        Quarantine(open_images(tmp_path / "in"), None, 0.1).start()

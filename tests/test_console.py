@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 import barlow.console
+import barlow.progress
 from barlow.console import Display, lines, spelled
 
 STATE = {
@@ -78,3 +79,17 @@ def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     with Display(quiet=True) as display:
         display.update(**STATE)
     assert capsys.readouterr().err == ""
+
+
+def test_progress_never_breaks_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kills: a narrow terminal filled with the remains of a line that was drawn again and again."""
+    out = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", out)
+    monkeypatch.setattr(barlow.progress, "on_terminal", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    clock = iter(range(100))
+    monkeypatch.setattr(barlow.progress.time, "monotonic", lambda: float(next(clock)))
+    assert list(barlow.progress.progress(range(5), "preparing images for 224-pixel crops", 5)) == list(range(5))
+    drawn = [line for line in out.getvalue().split("\r\033[K") if line]
+    assert len(drawn) == 5
+    assert max(map(len, drawn)) < 40

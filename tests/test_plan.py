@@ -90,3 +90,15 @@ def test_batch_fits_the_images(images: int, batch: int) -> None:
 def test_settings_that_cannot_train(changes: dict[str, object], words: str) -> None:
     with pytest.raises(UserError, match=words):
         resolve(Config("a", **changes), SMALL)  # type: ignore[arg-type]
+
+
+def test_channels_first_is_warned_of() -> None:
+    """Kills: (5, 64, 64) taken for five rows of 64 channels without a word."""
+    for height, width, channels, warned in (
+        (5, 64, 64, True), (13, 48, 64, True), (3, 224, 224, True), (64, 64, 5, False), (64, 64, 64, False),
+        (20, 30, 200, False), (28, 28, 1, False), (4, 600, 3, False),
+    ):  # fmt: skip
+        found = dataclasses.replace(SMALL, height=height, width=width, channels=channels)
+        sentence = doubt(Config("a", precision="float32"), found)
+        assert bool(sentence) == warned, (height, width, channels)
+        assert not warned or f"have {height} rows, {width} columns and {channels} channels" in sentence

@@ -107,8 +107,9 @@ class Display:
     def _draw(self, now: float) -> None:
         self._shown, self._stale = now, False
         if self._live:
-            filled = BAR * self._state["step"] // self._state["steps"]
-            bar = Text.assemble(("━" * filled, "green"), ("━" * (BAR - filled), "bright_black"))
+            wide = min(BAR, shutil.get_terminal_size().columns)
+            filled = wide * self._state["step"] // self._state["steps"]
+            bar = Text.assemble(("━" * filled, "green"), ("━" * (wide - filled), "bright_black"))
             where, *rest = lines(self._state)
             self._live.update(Group(bar, Text(where, style="bold"), *(Text(line) for line in rest)))
         else:

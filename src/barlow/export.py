@@ -140,7 +140,8 @@ def _test_images(run: Path, encoder: Encoder, images: Any) -> list[Bytes]:
     if images is not None:
         source = open_images(images, channels=encoder.channels, value_range=encoder.value_range)
         if source.dtype != "uint8":
-            raise UserError(f"The images {images} are {source.dtype}; an export is compared on 8-bit images.")
+            raise UserError(f"The images {images} are {source.dtype}; an export is compared on 8-bit images; "
+                            "without --images those are taken that the run has kept.")  # fmt: skip
         chosen = np.unique(np.linspace(0, len(source) - 1, TESTED).astype(np.int64))
         return [source.read_or_replace(int(i))[0] for i in chosen]
     for folder in (run, encoder_folder(run).parent):

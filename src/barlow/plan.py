@@ -19,6 +19,7 @@ NARROW = ("resnetv2_18", {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256]
 # What is chosen from pixels, and does not apply to samples that are no images.
 PIXELS = frozenset({"channels", "channels_b", "image_size", "mean", "mean_b", "std", "std_b", "views", "encoder",
                     "encoder_args", "pretrained", "cache", "cache_form"})  # fmt: skip
+MANY = 16  # channels; with fewer, nobody's columns are taken for them
 ONE_PIXEL = 32  # pixels: up to this side the last maps of the usual networks are a single pixel
 
 
@@ -237,6 +238,10 @@ def doubt(config: Config, found: Findings) -> str:
     if config.precision == "bfloat16" and _one_pixel(config, found):
         return (f"with crops of {config.image_size} px, maps are one pixel in the end, where processors' bfloat16 has "
                 "given wrong gradients: --precision float32 is safe, and so are larger crops")  # fmt: skip
+    height, width, channels = found.height, found.width, found.channels
+    if channels >= MANY and 2 * height <= min(width, channels) and max(width, channels) <= 2 * min(width, channels):
+        return (f"these images have {height} rows, {width} columns and {channels} channels: if that is channels first, "
+                "save them as rows, columns, channels (numpy.moveaxis(image, 0, -1))")  # fmt: skip
     return ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -48,6 +49,8 @@ def progress(items: Iterable[T], what: str, total: int) -> Iterator[T]:
             rate = done / (now - start)
             left = duration(max(total - done, 0) / rate)
             text = f"{what}: {done:,} of {total:,} · {rate:,.0f}/s · {left} left"
+            if live:  # a line that is broken would be drawn again and again below itself
+                text = text[: shutil.get_terminal_size().columns - 1]
             with suppress(OSError, ValueError):  # nobody listens any more: the job goes on
                 print(f"\r\033[K{text}" if live else text, end="" if live else "\n", file=sys.stderr, flush=True)
     finally:

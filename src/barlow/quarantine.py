@@ -74,8 +74,9 @@ class Quarantine:
         names = (shown(path.as_py()) for path in self.images.bad["path"])
         first = ", ".join(islice((*self.bad, *islice(names, NAMED)), NAMED))
         reasons = f"; each with its reason in {self.file}" if self.file else ""
+        looked = unreadable + self.seen if self.seen else total  # at first only at all headers
         raise DataError(
-            f"{unreadable + len(self.bad):,} images of {unreadable + self.seen:,} looked at cannot be used, more than "
+            f"{unreadable + len(self.bad):,} images of {looked:,} looked at cannot be used, more than "
             f"max_bad = {self.max_bad:g} allows{reasons}. The first: {first}"
         )
 
