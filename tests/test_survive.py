@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import barlow.checkpoint
 import barlow.finish
 import barlow.launch
 import barlow.length
+import barlow.readers
 import barlow.run
 import barlow.session
 import barlow.train
@@ -249,6 +251,28 @@ def test_a_killed_worker_is_named_and_the_run_continues_to_the_bit(
     assert stopped.value.exit_code == 75
     run = pretrain(tiny(steps=24), quiet=True)
     assert same(weights(whole), weights(run))
+
+
+class Late:
+    """A stream whose later batches take a while, so that a worker is killed over one."""
+
+    def __getitem__(self, step: int) -> int:
+        if step:
+            time.sleep(0.5)
+        return step
+
+
+def test_a_killed_worker_is_missed_long_before_the_patience_ends(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(barlow.readers, "LOOK_SECONDS", 0.2)
+    stream: Any = Late()
+    with closing(batches(stream, 0, 20, 2, patience=600.0)) as coming:
+        assert [next(coming)[0] for _ in range(3)] == [0, 1, 2]  # a look that comes too early changes nothing
+        multiprocessing.active_children()[0].kill()
+        begun = time.monotonic()
+        with pytest.raises(WorkerLost, match="was killed by SIGKILL"):
+            list(coming)
+    assert time.monotonic() - begun < 60
+    barlow.run.kill_workers()
 
 
 class Slow:

@@ -27,6 +27,8 @@ from barlow.signals import ignore_stop_signals
 
 AHEAD = 4  # batches that a worker makes before they are asked for
 LEAVE_SECONDS = 5.0  # that the end of a run waits for a batch that is on its way
+LOOK_SECONDS = 5.0  # between two looks whether the workers live, while a batch is waited for
+WAITED = "DataLoader timed out"  # what torch says when it has waited so long
 Item = TypeVar("Item")
 
 
@@ -121,7 +123,7 @@ def _started(
         loader = DataLoader(
             _Told(source), batch_size=None, sampler=range(start, stop), num_workers=workers, collate_fn=_same,
             multiprocessing_context=context, worker_init_fn=_start_worker, prefetch_factor=AHEAD,
-            timeout=patience,
+            timeout=min(patience, LOOK_SECONDS),
         )  # fmt: skip
         coming = iter(loader)
     return coming, set(multiprocessing.active_children()) - others
@@ -129,16 +131,21 @@ def _started(
 
 def _received(coming: Iterator[Any], workers: set[BaseProcess], patience: float) -> Generator[Batch]:
     """The batches that the workers send; the errors that they send, and their deaths, are raised."""
+    begun = time.monotonic()
     while True:
         try:
             made = next(coming)
         except StopIteration:
             return
         except (RuntimeError, OSError, EOFError) as error:  # in which way a dead worker shows is a matter of chance
+            early = str(error).startswith(WAITED) and time.monotonic() - begun < patience
+            if early and all(worker.is_alive() for worker in workers):
+                continue
             raise _lost(workers, error, patience) from None
         if isinstance(made, Exception):
             raise made
         yield made
+        begun = time.monotonic()
 
 
 def _lost(readers: Collection[BaseProcess], error: Exception, patience: float) -> Exception:
@@ -151,7 +158,7 @@ def _lost(readers: Collection[BaseProcess], error: Exception, patience: float) -
         how = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else "ended by itself"
         often = "Often the machine was out of memory: try fewer --workers."
         return WorkerLost(f"A worker that reads images (pid {pid}) {how}. {often}")
-    if "timed out" not in str(error):
+    if not str(error).startswith(WAITED):
         return error
     for reader in readers:
         os.kill(reader.pid or 0, signal.SIGUSR2)  # see _start_worker
