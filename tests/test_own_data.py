@@ -167,6 +167,8 @@ def test_a_module_of_ones_own_is_asked_for_again(bare: Make, tiny: Make) -> None
     other = pretrain(tiny(steps=1, out=str(run) + "-other"), quiet=True)
     with pytest.raises(UserError, match="give no model"):
         load_encoder(other, Net())
+    with pytest.raises(UserError, match="batch_size = 0: a batch holds at least one image"):
+        embed(other, blobs(4), batch_size=0)
 
 
 @pytest.mark.parametrize(("changes", "given", "sentence"), [
@@ -189,10 +191,18 @@ def test_a_module_of_ones_own_is_asked_for_again(bare: Make, tiny: Make) -> None
     ({}, {"images": Pairs(blobs(60), ["a.png"])}, "one is a list of paths"),
     ({}, {"images": Pictures([1, 2, 3])}, "brings no images: item 0 is no image"),
     ({}, {"images": (k for k in range(3))}, "a generator has no length"),
+    ({}, {"images": {"train": blobs(60), "test": blobs(9)}}, r"a dict holds images by name \(train, test\)"),
+    ({}, {"images": blobs(60), "allow": "lr"}, r"several names: allow=\('lr',\)"),
 ])  # fmt: skip
 def test_what_cannot_work_is_said_in_a_sentence(bare: Make, changes: Any, given: Any, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         pretrain(bare(**changes), quiet=True, **given)
+
+
+@pytest.mark.parametrize("given", ["photos", None, {"images": "photos"}])
+def test_settings_that_are_none(given: Any) -> None:
+    with pytest.raises(UserError, match=rf"takes a Config, not a {type(given).__name__}: pretrain\(Config"):
+        pretrain(given)
 
 
 def test_a_dataset_of_pictures(bare: Make, tmp_path: Path) -> None:

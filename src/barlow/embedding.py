@@ -44,6 +44,8 @@ def embed_images(
     ``part``, the images of ``numbers``: which images go through the encoder together does not depend on the parts, nor
     therefore does a bit of their features.
     """
+    if batch_size < 1:
+        raise UserError(f"batch_size = {batch_size}: a batch holds at least one image")
     device = next(encoder.parameters()).device
     mine = numbers(len(images), batch_size, part)
 

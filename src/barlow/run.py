@@ -83,7 +83,7 @@ def pretrain(
     started = time.monotonic()
     check_allowed(allow)
     mine, others = own(views, encoder), multiprocessing.active_children()
-    config = mine.recorded(config)
+    config = mine.recorded(settings(config))
     check_installed(config.logger or ())
     out = Path(config.out or RULES["out"](config, _NOTHING)[0])
     if for_a_later_call():
@@ -106,6 +106,14 @@ def pretrain(
                 train(session, stop, quiet=quiet)
         finish(session, quiet)
         return Path(begun.config.out or ".")
+
+
+def settings(given: Any) -> Config:
+    """UserError for settings that are none, such as the path of the images alone."""
+    if not isinstance(given, Config):
+        raise UserError(f"pretrain takes a Config, not a {type(given).__name__}: pretrain(Config('photos')), or "
+                        "pretrain(Config(), images=…) for images from Python.")  # fmt: skip
+    return given
 
 
 def replay(out: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -49,6 +49,9 @@ class Items(Sequence[Array]):
     def __init__(self, data: Any) -> None:
         if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
             raise UserError(f"a {type(data).__name__} has no length or no items: give a Dataset that has both")
+        if isinstance(data, Mapping):  # such as all parts of a Hugging Face data set
+            names = ", ".join(map(str, list(data)[:3]))
+            raise UserError(f"a {type(data).__name__} holds images by name ({names}), not by number: give one of them")
         self.data = data
 
     def __len__(self) -> int:
