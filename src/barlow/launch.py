@@ -50,6 +50,7 @@ def launch(config: Config, stack: ExitStack) -> Fabric:
     children: list[subprocess.Popen[bytes]] = []
     if isinstance(environment, LightningEnvironment) and local > 1 and "LOCAL_RANK" not in os.environ:
         children = start_others(local)
+        stack.push(alone_again)
         stack.callback(end_others, children)
     many = local * nodes > 1
     fabric = Fabric(
@@ -136,15 +137,18 @@ def end_here(kind: type[BaseException] | None, *_: object) -> None:
 
 
 def end_others(children: list[subprocess.Popen[bytes]]) -> None:
-    """Waits for the other processes; one that does not end is killed, for none may outlive the run. Then this process
-    is alone again, and may train once more."""
+    """Waits for the other processes; one that does not end is killed, for none may outlive the run."""
     for child in children:
         try:
             child.wait(GRACE)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
-    if torch.distributed.is_initialized():
+
+
+def alone_again(kind: type[BaseException] | None, *_: object) -> None:
+    """After the others have ended, this process may train once more; not after an error, when connections may hang."""
+    if kind is None and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     for name in TOLD:
         os.environ.pop(name, None)
