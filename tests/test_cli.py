@@ -383,3 +383,13 @@ def test_an_interruption_is_said(
 
     monkeypatch.setattr("barlow.report.write_report", interrupted)
     assert call(capsys, "report", tmp_path) == (130, "", "barlow: interrupted\n")
+
+
+def test_names_that_a_shell_or_a_settings_file_cannot_take(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    images, run = folder(tmp_path / "images", 24), tmp_path / "a run #1"
+    assert call(capsys, "pretrain", images, "--out", run, *RUN)[0] == 0
+    code, _, err = call(capsys, "pretrain", "--resume", run, "--steps", 3, "--allow", "steps", "--time-limit", "0.001s")
+    assert (code, f"--resume '{run}'" in err) == (75, True), err
+    code, _, err = call(capsys, "pretrain", images, "--out", os.fsdecode(bytes(tmp_path) + b"/r\xff"), *RUN)
+    assert (code, "r\\xff is no UTF-8, and cannot stand in config.toml: rename it" in err) == (2, True), err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a run #1", "images"]

@@ -165,3 +165,8 @@ def test_files_that_are_not_toml(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="cannot be read"):
         read_toml(path)
+    path.write_text('images = "C:\\pictures"')
+    with pytest.raises(UserError, match=r"is not TOML: .*Write a path with '/', or between single quotes"):
+        read_toml(path)
+    path.write_text("seed = 4", encoding="utf-8-sig")  # as editors of Windows save it
+    assert read_toml(path).seed == 4

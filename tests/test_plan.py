@@ -43,6 +43,13 @@ def test_size_and_network_follow_images_and_machine() -> None:
     assert (small.workers, photos.workers) == (0, 1)
 
 
+@pytest.mark.parametrize("side", range(1, 12))
+def test_the_smallest_images_get_a_size_that_may_be_given(side: int) -> None:
+    for found in (SMALL, GPU):
+        config, _ = resolve(Config("a"), dataclasses.replace(found, height=side, width=1000))
+        assert (config.image_size or 0) >= 8
+
+
 def test_bfloat16_where_it_pays_and_where_maps_are_larger_than_a_pixel() -> None:
     slow = dataclasses.replace(SMALL, bfloat16=False)
     assert resolve(Config("a"), SMALL)[0].precision == "bfloat16"

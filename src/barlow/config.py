@@ -159,12 +159,13 @@ def from_mapping(table: Mapping[str, Any], source: str) -> Config:
 def read_toml(path: Path) -> Config:
     """The Config in a TOML file (UserError when it cannot be read or has unknown keys)."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"The config file {path} cannot be read: {reason}.") from None
     except tomllib.TOMLDecodeError as error:
-        raise UserError(f"The config file {path} is not TOML: {error}.") from None
+        hint = ". Write a path with '/', or between single quotes" if "\\" in str(error) else ""
+        raise UserError(f"The config file {path} is not TOML: {error}{hint}.") from None
     return from_mapping(table, str(path))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 import textwrap
@@ -48,6 +49,11 @@ def spelled(value: object) -> str:
         between = "-" if all(isinstance(each, int) for each in value) else " "
         return between.join(spelled(each) for each in value)
     return str(value)
+
+
+def in_shell(path: object) -> str:
+    """A path as it stands in a command that people copy: quoted where it holds spaces or the like."""
+    return shlex.quote(str(path))
 
 
 def lines(state: Mapping[str, Any]) -> list[str]:

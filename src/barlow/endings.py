@@ -14,6 +14,7 @@ from typing import Any
 
 from barlow import ranks
 from barlow.batches import Batch
+from barlow.console import in_shell
 from barlow.errors import DataError, NumbersError, Stopped, UserError
 from barlow.files import atomic_write
 from barlow.launch import requeue
@@ -66,7 +67,7 @@ def collapse(session: Session) -> NumbersError:
     return NumbersError(
         f"Stopped after step {session.step:,} of {session.steps:,}, {kept(session, saved)}: {session.watch.collapsed} "
         f"The evidence is in {out}/report.html. "
-        f"To go on all the same: barlow pretrain --resume {out} --no-stop-on-collapse"
+        f"To go on all the same: barlow pretrain --resume {in_shell(out)} --no-stop-on-collapse"
     )
 
 
@@ -80,7 +81,7 @@ def kept(session: Session, saved: bool) -> str:
 
 def way_on(session: Session) -> str:
     """The command that continues."""
-    return f"Continue with: barlow pretrain --resume {session.parts.config.out}"
+    return f"Continue with: barlow pretrain --resume {in_shell(session.parts.config.out)}"
 
 
 def diverged(session: Session, batch: Batch, error: NumbersError) -> NumbersError:
@@ -101,7 +102,7 @@ def diverged(session: Session, batch: Batch, error: NumbersError) -> NumbersErro
         try:
             file.parent.mkdir(exist_ok=True)
             atomic_write(file, json.dumps(bundle, indent=1) + "\n")
-            again = f" barlow pretrain --replay {session.run.folder} shows it again."
+            again = f" barlow pretrain --replay {in_shell(session.run.folder)} shows it again."
         except OSError as full:
             session.warn(full)
         session.log("event", message=f"step {batch.step + 1}: {error}")
@@ -124,7 +125,8 @@ def signals_outside_training(out: Path) -> Iterator[None]:
         again = requeue(os.environ) if number == SIGUSR1 and ranks.rank() == 0 else None
         raise Stopped(f"Stopped by signal {Signals(number).name} outside training; nothing is lost. "
                       + (f"SLURM: {again}. " if again else "")
-                      + f"Give the same command again, with --out {out}.", EXIT_CODES[Signals(number)])  # fmt: skip
+                      + f"Give the same command again, with --out {in_shell(out)}.",
+                      EXIT_CODES[Signals(number)])  # fmt: skip
 
     ours = [each for each in (SIGTERM, SIGUSR1) if signal.getsignal(each) is signal.SIG_DFL]
     if threading.current_thread() is not threading.main_thread():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from barlow.agreement import together
 from barlow.card import write_card
-from barlow.console import WORD, say
+from barlow.console import WORD, in_shell, say
 from barlow.encoder import save_encoder
 from barlow.errors import Stopped
 from barlow.report import write_report
@@ -24,7 +24,7 @@ def write_results(session: Session, folder: Path, quiet: bool) -> None:
     """The first process's part of ``finish``."""
     if not session.settle():
         raise Stopped(f"All {session.steps:,} steps are done, but the last checkpoint could not be written. "
-                      f"Make room for it in {folder}, then: barlow pretrain --resume {folder}")  # fmt: skip
+                      f"Make room for it in {folder}, then: barlow pretrain --resume {in_shell(folder)}")  # fmt: skip
     parts, config = session.parts, session.parts.config
     assert config.encoder
     try:
@@ -42,6 +42,6 @@ def write_results(session: Session, folder: Path, quiet: bool) -> None:
             write_card(folder / name)
     except OSError as error:
         raise Stopped(f"Training is done and saved, but {folder} does not take its results: {error.strerror or error}. "
-                      f"Make room, then: barlow pretrain --resume {folder}") from None  # fmt: skip
+                      f"Make room, then: barlow pretrain --resume {in_shell(folder)}") from None  # fmt: skip
     if not quiet:
         say(f"{'encoder':<{WORD}} {folder / 'encoder'}\n{'report':<{WORD}} {report}")

@@ -152,7 +152,10 @@ def _numbers(path: Path) -> Targets | None:
         return Targets("values", values.reshape(len(values), -1).astype(np.float32), [])
     if values.dtype.kind in "iub" and values.ndim == 2 and np.isin(values, (0, 1)).all():
         return Targets("labels", values.astype(bool), _names(path, np.arange(len(values.T))))
-    raise UserError(f"labels in {path} have shape {values.shape}: give integers (n,), 0 and 1 (n, c), or real numbers")
+    raise UserError(
+        f"labels in {path} have shape {values.shape} and type {values.dtype}: give integers (n,), with an array "
+        "'names' where they have some, or 0 and 1 (n, c), or real numbers"
+    )
 
 
 def _names(path: Path, classes: NDArray[Any]) -> list[str]:

@@ -126,7 +126,7 @@ def _out(config: Config, found: Findings) -> tuple[str, str]:
 def _image_size(config: Config, found: Findings) -> tuple[int, str]:
     side = found.side
     if side <= 40:
-        larger = 8 * round((1.5 if found.device == "cpu" else 2.0) * side / 8)
+        larger = max(8, 8 * round((1.5 if found.device == "cpu" else 2.0) * side / 8))
         return larger, f"images of {side} px, drawn larger: the usual networks halve the size twice at once"
     fit = max(size for size in (64, 96, 128, 160, 224) if size <= max(side, 64))
     if found.device == "cpu" and fit > 64:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
@@ -17,7 +18,7 @@ from barlow import ranks
 from barlow.agreement import leave, together
 from barlow.checkpoint import candidates, latest, load
 from barlow.config import Config, differences, read_toml, to_toml
-from barlow.console import say, say_choice
+from barlow.console import in_shell, say, say_choice
 from barlow.endings import out_of_memory_in_words, signals_outside_training
 from barlow.environment import environment
 from barlow.errors import UserError
@@ -40,6 +41,7 @@ from barlow.runlog import Run, open_run
 from barlow.saver import Saver
 from barlow.session import Session, looks_every
 from barlow.signals import Deadline, StopRequest, kill_workers, parse_duration
+from barlow.sources import shown
 from barlow.survey import show_choices, survey
 from barlow.train import train
 from barlow.views import OwnView, View
@@ -89,12 +91,13 @@ def pretrain(
     if for_a_later_call():
         return out
     with ExitStack() as stack:
+        _check_text(images=config.images or "", out=out)
         stack.enter_context(signals_outside_training(out))
         fabric = launch(config, stack)
         quiet = quiet or ranks.rank() > 0
         if dry_run:
             return show_plan(config, fabric, images, mine)
-        stack.enter_context(roll_call(f"Bring it back and continue with: barlow pretrain --resume {out}"))
+        stack.enter_context(roll_call(f"Bring it back and continue with: barlow pretrain --resume {in_shell(out)}"))
         begun = begin(config, images, mine, out, resume, allow, quiet, stack)
         if begun.fresh or begun.config.steps is None:
             begun = fix_length(begun, fabric, mine, started, quiet)
@@ -114,6 +117,17 @@ def settings(given: Any) -> Config:
         raise UserError(f"pretrain takes a Config, not a {type(given).__name__}: pretrain(Config('photos')), or "
                         "pretrain(Config(), images=…) for images from Python.")  # fmt: skip
     return given
+
+
+def _check_text(**paths: object) -> None:
+    for word, path in paths.items():
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{word} = {shown(os.fsencode(str(path)))} is no UTF-8, and cannot stand in config.toml: rename it, or "
+                "make a link of another name"
+            ) from None
 
 
 def replay(out: Path) -> None:
