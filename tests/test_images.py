@@ -268,3 +268,24 @@ def test_sixteen_bits_of_which_few_are_used_are_stretched_and_others_kept(tmp_pa
     flat = [np.full((4, 4, 1), 7, np.uint16)] * 3
     same(open_images(flat), flat)
     assert find_band([]) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("nothing", [-9999, -32768, np.finfo(np.float32).min, 9.96921e36])
+def test_numbers_for_no_data_do_not_set_the_range(nothing: float) -> None:
+    """A map with a border: kills a range in which all that was measured is one value."""
+    maps = np.random.default_rng(0).uniform(200, 2900, (4, 16, 16, 1)).astype(np.float32)
+    low, high = open_images(maps).value_range
+    maps[:, :5] = nothing
+    images = open_images(maps)
+    assert images.value_range == pytest.approx((low, high), rel=0.05)
+    assert np.ptp(images.read(0)[:5]) == 0
+    assert np.ptp(images.read(0)[5:]) > 0.9
+
+
+def test_ordinary_least_values_are_measured() -> None:
+    for least in (-9999.0, 0.0, -5000.0):
+        heights = np.random.default_rng(0).uniform(least, least + 12000, (4, 16, 16)).astype(np.float32)
+        heights[0, 0, 0] = least
+        assert open_images(heights).value_range[0] == pytest.approx(least, abs=60)
+    assert find_range([np.float32([[[5.0], [2.0]]])]) != (0.0, 1.0)
+    assert find_range([np.full((2, 2, 1), -9999, np.float32)]) == (-9999.0, -9998.0)

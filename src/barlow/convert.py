@@ -18,6 +18,7 @@ WIDTH = ("uint8", "uint16", "float32")
 LUMA = np.array([19595, 38470, 7471]) / 65536  # Pillow's weights (ITU-R 601-2)
 PERCENTILES = (0.1, 99.9)
 WHOLE = (0.0, 1.0)  # the range of values that leaves images as they are
+NO_DATA, ENORMOUS = (-9999.0, -99999.0, -32768.0, -32767.0), 1e15  # what maps hold where nothing was measured
 NARROW, MARGIN = 0.25, 0.1  # of 16 bits: the part below which it is stretched, and what is added to it at both ends
 
 
@@ -80,8 +81,8 @@ def _luma(array: Array) -> Array:
 
 def find_range(images: Iterable[Array]) -> tuple[float, float]:
     """The values of float images that become 0 and 1: (0, 1) where all lie between, else the 0.1 and 99.9 percentiles
-    (so that one hot pixel does not darken a data set)."""
-    values = _some_values(images)
+    (so that one hot pixel does not darken a data set) of what was measured: numbers for "no data" are not."""
+    values = _measured(_some_values(images))
     if not len(values) or (values.min() >= 0 and values.max() <= 1):
         return WHOLE
     low, high = (float(np.float32(v)) for v in np.percentile(values, PERCENTILES))
@@ -98,6 +99,21 @@ def find_band(images: Iterable[Array]) -> tuple[float, float]:
     low, high = int(values.min()) / FULL["uint16"], int(values.max()) / FULL["uint16"]
     margin = MARGIN * (high - low)
     return (max(0.0, low - margin), min(1.0, high + margin)) if 0 < high - low < NARROW else WHOLE
+
+
+def _measured(values: Array) -> Array:
+    """Without a number that stands for "no data": the least or the greatest, when it is one of those that are used for
+    that and lies farther from the others than these from each other."""
+    for end, sign in ((np.min, 1.0), (np.max, -1.0)):
+        if not len(values):
+            return values
+        last = float(end(values))
+        if last not in NO_DATA and abs(last) < ENORMOUS:
+            continue
+        rest = values[values != last].astype(np.float64)
+        if len(rest) and sign * (float(end(rest)) - last) > float(np.ptp(rest)):
+            values = rest
+    return values
 
 
 def _some_values(images: Iterable[Array]) -> Array:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import time
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
@@ -37,11 +36,10 @@ from barlow.replay import replay as repeat
 from barlow.resources import check_disk, peak_memory, readable
 from barlow.resume import FREE, check_allowed, check_index, continued
 from barlow.roll_call import roll_call
-from barlow.runlog import Run, open_run
+from barlow.runlog import Run, check_text, open_run
 from barlow.saver import Saver
 from barlow.session import Session, looks_every
 from barlow.signals import Deadline, StopRequest, kill_workers, parse_duration
-from barlow.sources import shown
 from barlow.survey import show_choices, survey
 from barlow.train import train
 from barlow.views import OwnView, View
@@ -91,7 +89,7 @@ def pretrain(
     if for_a_later_call():
         return out
     with ExitStack() as stack:
-        _check_text(images=config.images or "", out=out)
+        check_text(images=config.images or "", out=out)
         stack.enter_context(signals_outside_training(out))
         fabric = launch(config, stack)
         quiet = quiet or ranks.rank() > 0
@@ -117,17 +115,6 @@ def settings(given: Any) -> Config:
         raise UserError(f"pretrain takes a Config, not a {type(given).__name__}: pretrain(Config('photos')), or "
                         "pretrain(Config(), images=…) for images from Python.")  # fmt: skip
     return given
-
-
-def _check_text(**paths: object) -> None:
-    for word, path in paths.items():
-        try:
-            str(path).encode()
-        except UnicodeEncodeError:
-            raise UserError(
-                f"{word} = {shown(os.fsencode(str(path)))} is no UTF-8, and cannot stand in config.toml: rename it, or "
-                "make a link of another name"
-            ) from None
 
 
 def replay(out: Path) -> None:

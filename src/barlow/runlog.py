@@ -53,6 +53,17 @@ def open_run(out: Path, *, resume: bool = False) -> Run:
         raise UserError(f"cannot write in {out}: {error.strerror or error}") from error
 
 
+def check_text(**paths: object) -> None:
+    """UserError for a path that config.toml cannot hold, by the name of its setting."""
+    for word, path in paths.items():
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            name = os.fsencode(str(path)).decode("utf-8", "backslashreplace")
+            raise UserError(f"{word} = {name} is no UTF-8, and cannot stand in config.toml: rename it, or make a link "
+                            "of another name") from None  # fmt: skip
+
+
 def read_environment(out: Path) -> dict[str, Any]:
     """environment.json of a run folder; empty when there is none that can be read."""
     try:
