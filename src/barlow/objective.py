@@ -156,8 +156,8 @@ class _Loss(torch.autograd.Function):
         redundancy = max(0.0, off) / len(diagonal)
         loss = saved.scale.new_full((), invariance + lambda_ * redundancy)
         ctx.lambda_, ctx.counts, ctx.form, ctx.dim, ctx.across = lambda_, counts, form, dim, across
-        ctx.straight, ctx.kept = straight, {} if straight else {"hats": kept}
-        ctx.save_for_backward(*held, *(kept if straight else ()), *saved[:3], *saved.products)
+        ctx.straight, ctx.kept = straight, {"kept": kept}
+        ctx.save_for_backward(*held, *saved[:3], *saved.products)
         at_hand = (saved.products, saved.diagonal) if form == "correlation" and lambda_ else None
         matrix = partial(_cross_correlation, [view.detach() for view in z], total, dtype, at_hand)
         mean = diagonal[0] if len(z) == 2 else diagonal.mean(0)
@@ -170,15 +170,15 @@ class _Loss(torch.autograd.Function):
         views, total, gain = len(ctx.needs_input_grad) - 2, sum(ctx.counts), gradient
         if len(ctx.counts) > 1:
             gain = gradient * len(ctx.counts)
-        held, rest = ctx.saved_tensors[:views], ctx.saved_tensors[views:]
-        unscaled, rest = (rest[:views], rest[views:]) if ctx.straight else ((), rest)
-        scale, c, own, *products = rest
+        held, (scale, c, own, *products) = ctx.saved_tensors[:views], ctx.saved_tensors[views:]
         saved = forms.Forward(scale, c, own, products)
         with _no_autocast(gain):
+            kept = ctx.kept.pop("kept", None)  # the gradients are written over it, and a second pass must make it again
             if ctx.straight:
-                g = small.gradient(unscaled, saved.scale, ctx.form, ctx.lambda_, gain)
-            else:  # written over Â, which a second pass must make again
-                hats = ctx.kept.pop("hats", None) or forms.again(held, total, ctx.form, gain.dtype)
+                kept = kept or small.way(ctx.form)(held, gain.dtype, ctx.lambda_)[0]
+                g = small.gradient(kept, saved.scale, ctx.form, ctx.lambda_, gain)
+            else:
+                hats = kept or forms.again(held, total, ctx.form, gain.dtype)
                 if ctx.form == "gram":
                     g = forms.gram_gradient(hats, saved, ctx.lambda_, gain)
                 else:

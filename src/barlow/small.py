@@ -32,21 +32,26 @@ def way(form: str) -> Callable[[Sequence[Tensor], torch.dtype, float], tuple[lis
 
 def _gram(z: Sequence[Tensor], dtype: torch.dtype, lambda_: float) -> tuple[list[Tensor], Forward, Tensor]:
     (a, w_a), (b, w_b) = _standardised(z[0], dtype), _standardised(z[1], dtype)
-    n = len(a)
-    products = torch.mm(a, a.T), torch.mm(b, b.T)
-    squares = torch.mul(*products).sum(dtype=wide(a))
-    c = torch.mul(a, b).mean(0)
+    n, k_a, k_b = len(a), torch.mm(a, a.T), torch.mm(b, b.T)
+    squares = torch.mul(k_a, k_b).sum(dtype=wide(a))
+    g_b = torch.empty_like(b)  # scratch, until its turn comes
+    c = torch.mul(a, b, out=g_b).mean(0)
     s = c.mul(1.0 - lambda_).sub_(1.0).mul_(n / lambda_)
-    g = []
-    for hat, w, other, product in ((a, w_a, b, products[1]), (b, w_b, a, products[0])):
-        on_diagonal = product.diagonal()
-        kappa = on_diagonal.mean()
-        on_diagonal.sub_(kappa)
-        part = torch.mul(other, s).addmm_(product, hat)
-        lifted = torch.mul(hat, part).mean(0).addcmul_(w, w * kappa, value=-EPS)
-        g.append(part.addcmul_(hat, lifted, value=-1.0))
+    lost_a, lost_b = _lessened(k_b, w_a), _lessened(k_a, w_b)
+    g_a = torch.mul(b, s).addmm_(k_b, a)
+    g_a.addcmul_(a, torch.mul(a, g_a, out=g_b).mean(0).sub_(lost_a), value=-1.0)
+    torch.mul(a, s, out=g_b).addmm_(k_a, b)
+    g_b.addcmul_(b, torch.mul(b, g_b, out=a).mean(0).sub_(lost_b), value=-1.0)
     scale = torch.stack((w_a, w_b))
-    return g, Forward(scale, c[None], scale, ()), squares
+    return [g_a, g_b], Forward(scale, c[None], scale, ()), squares
+
+
+def _lessened(kernel: Tensor, w: Tensor) -> Tensor:
+    """Takes κ from the diagonal of the other view's kernel; returns what of κÂ comes through the standardisation."""
+    on_diagonal = kernel.diagonal()
+    kappa = on_diagonal.mean()
+    on_diagonal.sub_(kappa)
+    return w.square().mul_(kappa * EPS)
 
 
 def _correlation(z: Sequence[Tensor], dtype: torch.dtype, lambda_: float) -> tuple[list[Tensor], Forward, Tensor]:
@@ -74,8 +79,10 @@ def _standardised(view: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return torch.addcmul(mean.mul_(w).neg_(), shifted, w, out=shifted), w
 
 
-def gradient(g: Sequence[Tensor], scale: Tensor, form: str, lambda_: float, gain: Tensor) -> list[Tensor]:
-    """``gain`` · ∂L/∂z of both views."""
+def gradient(g: list[Tensor], scale: Tensor, form: str, lambda_: float, gain: Tensor) -> list[Tensor]:
+    """``gain`` · ∂L/∂z of both views, written over ``g``."""
     n = len(g[0])
     factor = scale * (gain * (2.0 * lambda_ / (n * n if form == "gram" else n)))
-    return [part * w for part, w in zip(g, factor.unbind(), strict=True)]
+    for part, w in zip(g, factor.unbind(), strict=True):
+        part.mul_(w)
+    return g
