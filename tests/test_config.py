@@ -32,6 +32,13 @@ def test_toml_round_trip_of_every_field(tmp_path: Path) -> None:
     assert unset == {"steps", "minutes"}  # a new field must be added to FULL above
 
 
+def test_tables_written_in_python_are_those_of_the_file(tmp_path: Path) -> None:
+    """Else the same program, run again, would be refused its own run."""
+    config = Config("photos", views=({"crop": (0.2, 1.0)}, {"flip": 0.5}), encoder_args={"layers": (1, np.int64(2))})
+    (tmp_path / "config.toml").write_text(to_toml(config), encoding="utf-8")
+    assert read_toml(tmp_path / "config.toml") == config
+
+
 @pytest.mark.parametrize("text", ['images = "a \\" b\\n"', "images = 'C:\\photos'", 'images = "ü 猫"'])
 def test_awkward_text_survives_toml(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.toml"

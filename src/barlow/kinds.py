@@ -30,7 +30,10 @@ def fits(value: Any, kind: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """What Python programs hold, such as lists, paths and numbers of numpy, as tuples, texts and numbers."""
+    """What Python programs hold, such as lists, paths and numbers of numpy, as tuples, texts and numbers; within a
+    table as lists, which is what comes back from a file."""
+    if isinstance(value, dict):
+        return {key: _listed(plain(each)) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return tuple(plain(each) for each in value)
     if isinstance(value, os.PathLike):
@@ -40,6 +43,10 @@ def plain(value: Any) -> Any:
     if isinstance(value, numbers.Integral):
         return int(value)
     return float(value) if isinstance(value, numbers.Real) else value
+
+
+def _listed(value: Any) -> Any:
+    return [_listed(each) for each in value] if isinstance(value, tuple) else value
 
 
 def in_words(kind: Any) -> str:
