@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tiny import ARGS, one_thread, replaced, sample, train
+from tiny import ARGS, MILD, one_thread, replaced, sample, train
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -45,7 +45,7 @@ Patch = Callable[[], AbstractContextManager[None]]
 WIDTH, BATCH, RATE = 256, 128, 0.005
 BASE: dict[str, Any] = {
     "encoder": "resnetv2_18", "encoder_args": ARGS, "image_size": 28, "projector": (512, 512, WIDTH),
-    "batch_size": BATCH, "lambda_": 0.01, "optimizer": "muon", "lr": RATE, "twins": "shared",
+    "batch_size": BATCH, "lambda_": 0.01, "optimizer": "muon", "lr": RATE, "twins": "shared", "views": (MILD, MILD),
 }  # fmt: skip
 UNTRAINED = "untrained encoder"
 CROP: dict[str, Any] = {"crop": (0.4, 1.0), "ratio": (3 / 4, 4 / 3)}
