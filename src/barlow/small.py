@@ -20,8 +20,9 @@ FEW = 2 * PANEL  # rows in the Gram form: beyond, the half of a symmetric produc
 
 def fits(z: Sequence[Tensor], form: str, world: int, lambda_: float) -> bool:
     """Whether this room is meant for these views. (For two images ∂L/∂z has a formula of its own.)"""
-    small = len(z) == 2 and z[0].numel() <= SMALL and 2 < len(z[0]) <= (FEW if form == "gram" else SMALL)
-    return small and world == 1 and lambda_ > 0.0
+    rows, numbers = len(z[0]), z[0].numel()
+    small = numbers <= SMALL and rows > 2 and (form == "correlation" or rows <= FEW)
+    return small and len(z) == 2 and world == 1 and lambda_ > 0.0
 
 
 def way(form: str) -> Callable[[Sequence[Tensor], torch.dtype, float], tuple[list[Tensor], Forward, Tensor]]:
