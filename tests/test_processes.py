@@ -260,6 +260,18 @@ def test_uneven_tasks_of_slurm_are_refused() -> None:
         surroundings({"SLURM_STEP_NUM_TASKS": "5", "SLURM_STEP_NUM_NODES": "2"}, 1)
 
 
+def test_where_slurm_is_installed_a_run_outside_it_says_nothing_of_it(
+    tiny: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a login node srun is there and not used: no warning (which would be an error here) that asks for it."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "srun").write_text("#!/bin/sh\n")
+    (tmp_path / "bin" / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    with ExitStack() as stack:
+        assert launch(tiny(), stack).world_size == 1
+
+
 def test_outside_slurm_nothing_is_requeued(monkeypatch: pytest.MonkeyPatch) -> None:
     assert requeue({}) is None
     monkeypatch.setenv("PATH", "")

@@ -58,7 +58,7 @@ def launch(config: Config, stack: ExitStack) -> Fabric:
         devices=local,
         num_nodes=nodes,
         strategy=DDPStrategy(timeout=timedelta(seconds=patience(config))) if many else "auto",
-        plugins=[environment] if many else [],
+        plugins=[environment],  # of one process too: left to guess, it warns where srun is not used
     )
     with watching(children):
         try:
