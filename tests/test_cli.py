@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,25 @@ def test_help_and_version_do_not_import_torch(words: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "barlow" in done.stdout
+
+
+@pytest.mark.parametrize("imported", ["cyclopts", "torch"])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_an_interrupt_during_the_imports_leaves_no_traceback(tmp_path: Path, imported: str, ignored: bool) -> None:
+    """The script of the package and the module begin alike; what is imported then sends the signal itself."""
+    stand_in = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit(7)"
+    (tmp_path / f"{imported}.py").write_text(stand_in)
+    begin = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); " if ignored else ""  # as under nohup
+    program = f"{begin}from barlow.__main__ import main; main()"
+    paths = os.pathsep.join([str(tmp_path), str(Path(barlow.__file__).parent.parent)])
+    done = subprocess.run([sys.executable, "-c", program, "views", "sample", "-o", "a.png"], capture_output=True,
+                          text=True, check=False, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths})  # fmt: skip
+    assert (done.returncode, done.stderr) == ((7, "") if ignored else (130, "barlow: interrupted\n"))
+
+
+def test_the_script_of_the_package_is_the_module() -> None:
+    about = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    assert tomllib.loads(about)["project"]["scripts"] == {"barlow": "barlow.__main__:main"}
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
