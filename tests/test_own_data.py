@@ -167,7 +167,7 @@ def test_a_module_of_ones_own_is_asked_for_again(bare: Make, tiny: Make) -> None
     other = pretrain(tiny(steps=1, out=str(run) + "-other"), quiet=True)
     with pytest.raises(UserError, match="give no model"):
         load_encoder(other, Net())
-    with pytest.raises(UserError, match="batch_size = 0: a batch holds at least one image"):
+    with pytest.raises(UserError, match="batch_size = 0 is not a whole number"):
         embed(other, blobs(4), batch_size=0)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from barlow.convert import FULL
 from barlow.duplicates import SIDE, groups, near_pairs, normalised, same, thumbnail
+from barlow.errors import UserError
 from barlow.guard import BadImage
 from barlow.images import Images, Source, open_images
 from barlow.index import cores, in_threads, modes, read_row
@@ -92,6 +93,8 @@ def check(source: Source, splits: Mapping[str, Source] | None = None, channels: 
     ``second``, and ``equal_pairs`` are those whose two files are the same; splits are compared by the first. Raises
     UserError, and DataError when not one image can be read.
     """
+    if not isinstance(splits or {}, Mapping):
+        raise UserError(f"splits are other images by name, {{'test': …}}, not {splits!r}")
     first = look(open_images(source, channels=channels))
     looked = {"images": first}
     for name, other in (splits or {}).items():

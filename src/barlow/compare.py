@@ -24,6 +24,7 @@ from barlow.draws import IntArray
 from barlow.encoder import Encoder, load_encoder
 from barlow.errors import NumbersError, UserError
 from barlow.images import Images, open_images
+from barlow.kinds import as_path
 from barlow.prepare import views_of
 from barlow.progress import progress
 from barlow.repeats import many_views
@@ -53,9 +54,12 @@ def compare(runs: Sequence[str | Path], images: str | None = None) -> dict[str, 
     with replacement) and ``before_next``: the share of these draws in which it stands before the next one (0.5 is a
     coin). Raises UserError, and NumbersError for features that are not finite.
     """
+    if isinstance(runs, str | Path) or not isinstance(runs, Sequence):
+        raise UserError(f"compare takes a list of run folders, not {runs!r}.")
+    folders = [as_path(run, "a run") for run in runs]
     if len(runs) < 2:
         raise UserError("Give two runs or more: one alone has nothing to be compared with.")
-    about = common(Path(runs[0]), images)
+    about = common(folders[0], images)
     finding = {str(run): finds(seen(load_encoder(run), about)) for run in progress(runs, "comparing", len(runs))}
     if len(finding) < len(runs):
         raise UserError("A run is named twice.")

@@ -18,6 +18,7 @@ from barlow.errors import DataError, UserError
 from barlow.files import atomic_write, check_output
 from barlow.guard import BadImage
 from barlow.images import Images
+from barlow.kinds import as_whole
 from barlow.runlog import read_metrics
 from barlow.sheet import Cell, cell, strips
 from barlow.sources import companion, keep_apart
@@ -25,17 +26,17 @@ from barlow.sources import companion, keep_apart
 SHOWN = 8  # pictures a row of the contact sheet
 
 
-def curate(run: str | Path, images: Any, output: Path, *, picks: int = 100, seed: int = 0) -> str:
+def curate(run: str | Path, images: Any, output: str | Path, *, picks: int = 100, seed: int = 0) -> str:
     """Writes ``output`` (.csv) and a contact sheet beside it (.png); returns what was found in one line.
 
     Columns: path; group (of near-duplicates, empty where there is none); outlier (in deviations); is_outlier (0 or 1);
     pick (1 is the first to label; empty where the image was not chosen). One row an image, in the order of the images.
     """
+    output = check_output(output)
     if output.suffix != ".csv":
         raise UserError(f"The output {output} must end in .csv.")
-    check_output(output)
-    if picks < 0:
-        raise UserError(f"--picks {picks} is below 0.")
+    as_whole(picks, "picks", 0)
+    as_whole(seed, "seed", 0, 2**32 - 1)  # scikit-learn's
     sheet_file = companion(output, ".png")
     keep_apart(images, output, sheet_file)
     encoder = load_on_device(run)

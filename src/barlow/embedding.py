@@ -22,6 +22,7 @@ from barlow.errors import UserError
 from barlow.files import atomic_write, check_output
 from barlow.images import Images, open_images
 from barlow.index import in_threads
+from barlow.kinds import as_whole, fits, plain
 from barlow.progress import progress
 from barlow.samples import Samples
 from barlow.sources import companion, keep_apart, shown
@@ -44,8 +45,7 @@ def embed_images(
     ``part``, the images of ``numbers``: which images go through the encoder together does not depend on the parts, nor
     therefore does a bit of their features.
     """
-    if batch_size < 1:
-        raise UserError(f"batch_size = {batch_size}: a batch holds at least one image")
+    as_whole(batch_size, "batch_size", 1)
     device = next(encoder.parameters()).device
     mine = numbers(len(images), batch_size, part)
 
@@ -84,6 +84,8 @@ def numbers(count: int, batch_size: int, part: Part) -> range:
 
 def check_part(part: Part) -> None:
     """UserError for a part that there is not."""
+    if not isinstance(part, tuple | list) or len(part) != 2 or not all(fits(plain(number), int) for number in part):
+        raise UserError(f"part = {part!r} is not two whole numbers such as (2, 8), the second of eight parts.")
     k, n = part
     if not 1 <= k <= n:
         raise UserError(f"There is no part {k} of {n}: parts are numbered from 1, such as 1/{max(n, 1)}.")
@@ -125,7 +127,7 @@ def open_for(encoder: Encoder, images: Any, part: Part = WHOLE) -> Images:
     return source
 
 
-def embed_to_file(run: str | Path, images: Any, output: Path, *, batch_size: int = BATCH) -> int:
+def embed_to_file(run: str | Path, images: Any, output: str | Path, *, batch_size: int = BATCH) -> int:
     """Writes one row an image and returns their number: path and embedding, in the order of the images.
 
     ``.parquet``: columns ``path`` (string) and ``embedding`` (fixed-size list of float32).
@@ -133,9 +135,9 @@ def embed_to_file(run: str | Path, images: Any, output: Path, *, batch_size: int
     The file appears when it is complete.
     """
     writers = {".parquet": _write_parquet, ".npy": _write_npy}
+    output = check_output(output)
     if output.suffix not in writers:
         raise UserError(f"The output {output} must end in .parquet or .npy (or be a folder, with --part).")
-    check_output(output)
     keep_apart(images, output, *([companion(output, ".txt")] if output.suffix == ".npy" else []))
     encoder = load_on_device(run)
     source = open_for(encoder, images)

@@ -21,6 +21,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from barlow.config import OWN
 from barlow.errors import UserError
 from barlow.files import atomic_write
+from barlow.kinds import as_path
 from barlow.network import build_encoder, feature_count
 from barlow.views import View, crop, draw
 
@@ -160,7 +161,8 @@ def untrained(path: str | Path, seed: int) -> Encoder:
 
 def encoder_folder(path: str | Path) -> Path:
     """The folder with config.json: ``path`` itself, or ``path``/encoder of a run folder (UserError when neither)."""
-    for folder in (Path(path), Path(path) / "encoder"):
+    given = as_path(path, "a run")
+    for folder in (given, given / "encoder"):
         if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
             return folder
     raise UserError(f"{path} is neither a run folder with an encoder nor an encoder folder (config.json, {WEIGHTS}).")

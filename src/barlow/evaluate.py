@@ -25,6 +25,7 @@ from barlow.errors import NumbersError, UserError
 from barlow.features import features_of, fingerprint, raw_pixels
 from barlow.files import atomic_write
 from barlow.finetune import fine_tune_rows
+from barlow.kinds import as_path, as_whole
 from barlow.labelled import Labelled, divided, open_labelled
 from barlow.mistakes import named, pictures, worst_mistakes
 from barlow.pairs import ENDINGS_OF_TABLES, path_columns, read_table
@@ -67,8 +68,12 @@ def evaluate(
     Raises UserError; NumbersError for features that are not finite; RuntimeError where an
     encoder was changed by being used.
     """
-    run = Path(run)
     config = read_config(encoder_folder(run))
+    run = Path(run)
+    as_whole(seed, "seed", 0)
+    for source, what in ((labels, "labels"), (test, "test"), (images, "images")):
+        if source is not None or what == "labels":
+            as_path(source, what)
     if not os.access(run, os.W_OK):
         raise UserError(f"{run} takes no evaluation.json: it may not be written to. Copy it to where it may")
     trained, fresh = load_encoder(run), untrained(run, config.get("barlow", {}).get("seed") or 0)

@@ -52,7 +52,7 @@ class Exported:
 
 
 def export_encoder(
-    run: str | Path, to: Tool, output: Path, *, with_preprocessing: bool = False, images: Any = None,
+    run: str | Path, to: Tool, output: str | Path, *, with_preprocessing: bool = False, images: Any = None,
     push: str | None = None,
 ) -> Exported:  # fmt: skip
     """Writes the encoder of ``run`` (a run folder or an encoder folder) to ``output`` for another tool.
@@ -65,6 +65,7 @@ def export_encoder(
     when it differs (NumbersError) nothing is left behind. ``push`` then uploads the folder as that Hub repository.
     UserError for a missing extra, a wrong ending, an encoder that the tool cannot express.
     """
+    output = check_output(output)
     _check(to, output, with_preprocessing, push)
     encoder = load_encoder(run)
     shown = _test_images(Path(run), encoder, images)
@@ -118,13 +119,14 @@ def _batches(images: Sequence[Bytes]) -> Iterator[list[Bytes]]:
 
 def _check(to: Tool, output: Path, with_preprocessing: bool, push: str | None) -> None:
     """Refuses what cannot work before anything is loaded."""
+    if to not in ENDINGS:
+        raise UserError(f"An encoder is exported to {', '.join(ENDINGS)}, not to {to!r}.")
     if to != "timm" and output.suffix != ENDINGS[to]:
         raise UserError(f"The output {output} must end in {ENDINGS[to]} for --to {to}.")
     if to == "timm" and (output.is_file() or (output.is_dir() and any(output.iterdir()))):
         raise UserError(f"The output {output} exists already; give -o a new or an empty folder.")
     if to != "timm" and output.is_dir():
         raise UserError(f"The output {output} is a folder; give -o a file that ends in {ENDINGS[to]}.")
-    check_output(output)
     if to == "timm" and with_preprocessing:
         raise UserError("--with-preprocessing is for onnx and torch; a timm folder names its own in config.json.")
     if to == "onnx" and (missing := [m for m in ("onnx", "onnxscript", "onnxruntime") if find_spec(m) is None]):

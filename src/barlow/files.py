@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from barlow.errors import UserError
+from barlow.kinds import as_path
 
 Block = bytes | memoryview
 
@@ -37,12 +38,14 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     sync_folder(path.parent)
 
 
-def check_output(output: Path) -> None:
-    """Before long work: UserError where ``output`` could not be written in the end."""
+def check_output(given: str | os.PathLike[str]) -> Path:
+    """The path of an output, before long work: UserError where it could not be written in the end."""
+    output = as_path(given, "the output")
     if not output.absolute().parent.is_dir():
         raise UserError(f"The folder {output.parent} of the output does not exist; make it first.")
     if not os.access(output.parent, os.W_OK | os.X_OK):
         raise UserError(f"This user may not write in the folder {output.parent} of the output; give -o another one.")
+    return output
 
 
 def in_the_way(path: Path) -> Path:

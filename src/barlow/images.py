@@ -24,6 +24,7 @@ from barlow.decode import RULE, Header, mode_kind
 from barlow.errors import DataError, UserError
 from barlow.find import find, root_of
 from barlow.guard import BadImage
+from barlow.kinds import as_path, as_whole
 from barlow.reading import Array, Bad, Images
 from barlow.samples import Pairs, Samples, as_samples, many_images
 from barlow.sources import Found, shown
@@ -59,11 +60,11 @@ def open_images(
     Raises UserError, and DataError where not one of many images can be read.
     """
     for number in (channels, channels_b):
-        if number is not None and number < 1:
-            raise UserError(f"channels must be 1 or more, not {number}")
+        if number is not None:
+            as_whole(number, "channels", 1)
     if not isinstance(source, (str, os.PathLike)):
         return _given(source, channels, channels_b, value_range, None if index is None else Path(index))
-    path = SAMPLE if source == "sample" else Path(source)
+    path = SAMPLE if source == "sample" else as_path(source, "images")
     if path.suffix.lower() in (".npy", ".npz") and path.is_file() and arrays.holds_many(path):
         held = arrays.from_file(path)
         if index is not None:
@@ -113,7 +114,8 @@ def _given(
 def _listed(paths: Any) -> Found:
     if not len(paths):
         raise UserError("no images: the list is empty")
-    return sources.find_files([os.fsencode(Path(path).absolute()) for path in paths], Path("/"))
+    named = [as_path(path, f"item {k} of the list of images") for k, path in enumerate(paths)]
+    return sources.find_files([os.fsencode(path.absolute()) for path in named], Path("/"))
 
 
 def _of_samples(data: Array) -> Images:

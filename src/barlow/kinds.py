@@ -1,4 +1,4 @@
-"""Whether a value is of a type, and both in words: what settings that come from people are checked with."""
+"""Whether a value is of a type, and both in words: what people give, settings and arguments, is checked with this."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import numbers
 import os
 import types
 import typing
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
+
+from barlow.errors import UserError
 
 SHOWN = 80  # letters of a value in a sentence
 
@@ -60,6 +63,23 @@ def in_words(kind: Any) -> str:
         words = in_words(of)
         return words.replace("one of", "one or more of") if get_origin(of) is Literal else f"a list, each {words}"
     return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}.get(kind, "a table")
+
+
+def as_path(value: Any, what: str) -> Path:
+    """A path that somebody gave as ``what``; UserError where it is none."""
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not text or not isinstance(text, str):
+        raise UserError(f"{what} is a path, such as 'photos/one', not {shown(value)}.")
+    return Path(text)
+
+
+def as_whole(value: Any, what: str, least: int, most: int | None = None) -> int:
+    """A whole number that somebody gave as ``what``; UserError where it is none, or outside ``least`` to ``most``."""
+    number = plain(value)
+    if not fits(number, int) or number < least or number > (number if most is None else most):
+        span = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise UserError(f"{what} = {shown(value)} is not a whole number {span}.")
+    return int(number)
 
 
 def shown(value: Any) -> str:

@@ -248,7 +248,7 @@ def _complaint(z: Sequence[Any]) -> str | None:
 
 
 def _check_lambda(lambda_: float | None) -> None:
-    if lambda_ is not None and not (0.0 <= lambda_ < math.inf):
+    if lambda_ is not None and not (hasattr(lambda_, "__float__") and 0.0 <= lambda_ < math.inf):
         raise UserError(f"lambda must be a finite number of at least 0, given {lambda_}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
@@ -80,6 +80,8 @@ def own(views: Any, encoder: Any) -> Own:
         raise UserError(f"{len(encoders)} encoders are given; there are two twins.")
     if callable(views) or isinstance(views, View):
         raise UserError("views is one view; at least two are needed: views=(f, g).")
+    if isinstance(views, str) or (views is not None and not isinstance(views, Iterable)):
+        raise UserError(f"views is a {type(views).__name__}, not two or more of them: views=(f, g).")
     rows = None if views is None else tuple(views)
     for row in rows or ():
         if not (isinstance(row, View) or callable(row)):

@@ -71,7 +71,7 @@ def embed_as_told(run: str | Path, images: Any, output: Path, part: str | None) 
     return f"{done.path}: {done.rows:,} rows{kept}; {done.done} of {which[1]} parts are there"
 
 
-def embed_part(run: str | Path, images: Any, folder: Path, part: Part, *, batch_size: int = BATCH) -> Written:
+def embed_part(run: str | Path, images: Any, folder: str | Path, part: Part, *, batch_size: int = BATCH) -> Written:
     """Writes the k-th of n parts of the images to ``folder``/part-k-of-n.parquet, or keeps the one that is there.
 
     ``part``: (k, n), k from 1 to n. The columns are those of ``embed_to_file``; the parts, joined in the order of their
@@ -81,6 +81,7 @@ def embed_part(run: str | Path, images: Any, folder: Path, part: Part, *, batch_
     Raises UserError where ``folder`` is none, or holds parts of another number of parts.
     """
     check_part(part)
+    folder = check_output(folder)
     _check_folder(folder, part[1])
     encoder = load_on_device(run)
     source = open_for(encoder, images, part)
@@ -118,7 +119,6 @@ def _name(part: Part) -> str:
 def _check_folder(folder: Path, count: int) -> None:
     if folder.suffix in (".parquet", ".npy") or (folder.exists() and not folder.is_dir()):
         raise UserError(f"--part writes files into a folder: give -o a folder, not {folder}.")
-    check_output(folder)
     if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"This user may not write in the folder {folder} of the output; give -o another one.")
     for there in sorted(folder.iterdir()) if folder.exists() else ():

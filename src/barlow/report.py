@@ -36,6 +36,7 @@ from barlow.figures import (
 from barlow.files import atomic_write
 from barlow.health import diagnose, spectrum
 from barlow.judgement import evaluation_table
+from barlow.kinds import as_path
 from barlow.pictures import sheet, thumbnail
 from barlow.runlog import SNAPSHOT, parse, read_environment
 from barlow.story import cards, choices, health_charts, loss_charts, notes, overall
@@ -64,7 +65,7 @@ def write_report(run: Path | str) -> Path:
 
     Raises UserError when ``run`` is no run folder or cannot be written to.
     """
-    run = Path(run)
+    run = as_path(run, "a run")
     if not (run / "config.toml").is_file() and not (run / "metrics.jsonl").is_file():
         raise UserError(f"{run} is no run folder: it holds neither config.toml nor metrics.jsonl")
     page = render(read_folder(run))

@@ -23,8 +23,8 @@ NAMED = 5  # differences in one sentence
 
 def check_allowed(allow: Collection[str]) -> None:
     """UserError for a word of --allow that is no setting, nor index nor network, and for a text in place of words."""
-    if isinstance(allow, str):
-        raise UserError(f"allow takes several names: allow=({allow!r},)")
+    if isinstance(allow, str) or not isinstance(allow, Collection):
+        raise UserError(f"allow takes several names: allow=({allow if isinstance(allow, str) else 'lr'!r},)")
     known = [*WORDS, "index", "network"]
     for one in allow:
         if one.replace("-", "_") not in known:
