@@ -26,7 +26,9 @@ CASES = {  # the command, and what the sentence must say
     "pretrain closed.txt --out o": "closed.txt cannot be used: Permission denied",
     "pretrain closed/in --out o": "closed cannot be used: Permission denied",
     "pretrain open/a --config closed.toml": "closed.toml cannot be read: Permission denied",
-    "pretrain open/a --out full/o": "cannot write in full/o: Permission denied",
+    "pretrain open/a --out full/o": "cannot write in full/o: ",
+    "pretrain nowhere --out full/b/o": "full: Permission denied",  # before the images are looked for
+    "pretrain nowhere --out closed.npy/o": "closed.npy: Not a directory",
     "pretrain open/a --out closed/o": "closed cannot be used: Permission denied",
     "pretrain --resume kept": "cannot write in kept: Permission denied",
     "pretrain --resume shut": "shut cannot be used: Permission denied",

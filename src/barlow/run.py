@@ -36,7 +36,7 @@ from barlow.replay import replay as repeat
 from barlow.resources import check_disk, peak_memory, readable
 from barlow.resume import FREE, check_allowed, check_index, continued
 from barlow.roll_call import roll_call
-from barlow.runlog import Run, check_text, open_run
+from barlow.runlog import Run, check_place, check_text, open_run
 from barlow.saver import Saver
 from barlow.session import Session, looks_every
 from barlow.signals import Deadline, StopRequest, kill_workers, parse_duration
@@ -193,6 +193,8 @@ def start(config: Config, images: Any, mine: Own, out: Path, quiet: bool, stack:
     there = out.exists()
     if there:
         run = stack.enter_context(open_run(out))  # before the images: a wrong folder should not cost an indexing
+    else:
+        check_place(out)
     opened, resolved, choices = survey(config, images, mine)
     if not there:
         run = stack.enter_context(open_run(out))

@@ -7,6 +7,7 @@ A float that is not finite is written as null: JSON has no NaN, and readers of t
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
@@ -51,6 +52,14 @@ def open_run(out: Path, *, resume: bool = False) -> Run:
         return Run(out)
     except OSError as error:
         raise UserError(f"cannot write in {out}: {error.strerror or error}") from error
+
+
+def check_place(out: Path) -> None:
+    """Before the images are looked at, which may take hours: UserError where the folder ``out`` could not be made."""
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    why = errno.ENOTDIR if not above.is_dir() else 0 if os.access(above, os.W_OK | os.X_OK) else errno.EACCES
+    if why:
+        raise UserError(f"cannot write in {out}: {above}: {os.strerror(why)}")
 
 
 def check_text(**paths: object) -> None:
