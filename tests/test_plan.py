@@ -14,7 +14,7 @@ SMALL = Findings(images=8000, height=28, width=28, channels=1, in_memory=True, m
                  device="cpu", devices=1, cores=2, bfloat16=True)  # fmt: skip
 PHOTOS = dataclasses.replace(SMALL, images=100_000, height=375, width=500, channels=3, in_memory=False,
                              mean=(0.5,) * 3, std=(0.2,) * 3)  # fmt: skip
-GPU = dataclasses.replace(PHOTOS, device="cuda", devices=4, cores=64)
+GPU = dataclasses.replace(PHOTOS, device="cuda", devices=4, cores=16)
 
 
 def test_everything_is_chosen_with_a_reason() -> None:

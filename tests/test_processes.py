@@ -23,7 +23,7 @@ from barlow import Config, pretrain, ranks
 from barlow.batches import Batch, Stream
 from barlow.checkpoint import latest, load
 from barlow.errors import DataError, NumbersError, Stopped, UserError
-from barlow.launch import end_others, launch, requeue, surroundings
+from barlow.launch import end_others, launch, requeue, share, surroundings
 from barlow.session import Session
 
 
@@ -253,6 +253,36 @@ def test_who_started_this_process(
     monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
     environment, processes, machines = surroundings(variables, 3)
     assert (type(environment).__name__, processes, machines) == (kind, local, nodes)
+
+
+SRUN = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2", "SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "4"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "cores", "processes", "each"),
+    [
+        ({}, 16, 3, 5),
+        ({"LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}, 16, 4, 4),
+        ({"LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}, 2, 4, 1),
+        (SRUN | {"SLURM_CPUS_PER_TASK": "8"}, 8, 4, 8),  # bound to its own cores
+        (SRUN | {"SLURM_CPUS_PER_TASK": "8"}, 64, 4, 8),  # not bound
+        (SRUN, 32, 4, 8),
+    ],
+)
+def test_the_share_of_each_process(
+    variables: dict[str, str], cores: int, processes: int, each: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert share(variables, 3, cores)[:2] == (processes, each)
+
+
+def test_a_gpu_that_srun_hides(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SRUN.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("barlow.launch.machine", lambda: ("cuda", 1, 8, True))
+    with pytest.raises(UserError, match=r"4 tasks on this machine, but a task sees only 1 .*--gpus-per-node=4"):
+        launch(Config(), ExitStack())
 
 
 def test_uneven_tasks_of_slurm_are_refused() -> None:

@@ -45,6 +45,9 @@ def launch(config: Config, stack: ExitStack) -> Fabric:
     if CALL in os.environ:
         stack.push(end_here)
     if device == "cuda" and local > count:
+        if isinstance(environment, SLURMEnvironment):
+            raise UserError(f"{local} tasks on this machine, but a task sees only {count} of its GPUs: ask SLURM for "
+                            f"--gpus-per-node={local}, and not for --gpus-per-task.")  # fmt: skip
         raise UserError(f"devices = {local}, but this machine has {count}; give --devices {count} or fewer.")
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # our own lines say what it would say
     children: list[subprocess.Popen[bytes]] = []
@@ -105,6 +108,19 @@ def surroundings(variables: Mapping[str, str], wanted: int) -> tuple[ClusterEnvi
         os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(tasks // nodes))  # Fabric knows srun --ntasks only with it
         return SLURMEnvironment(), tasks // nodes, nodes
     return LightningEnvironment(), wanted, 1
+
+
+def share(variables: Mapping[str, str], wanted: int, cores: int) -> tuple[int, int, str]:
+    """(processes on this machine, cores that each may use, why so many), where this process may use ``cores``.
+
+    srun binds each task to its own cores or leaves it all of them; how many are meant it says in SLURM_CPUS_PER_TASK.
+    """
+    environment, local, _ = surroundings(variables, wanted)
+    if isinstance(environment, SLURMEnvironment):
+        each = int(variables.get("SLURM_CPUS_PER_TASK", 0)) or cores // local
+        return local, max(1, min(each, cores)), "tasks of srun on each machine"
+    why = "processes of torchrun on each machine" if isinstance(environment, TorchElasticEnvironment) else ""
+    return local, max(1, cores // local), why or "all that are here"
 
 
 def for_a_later_call() -> bool:

@@ -36,13 +36,14 @@ class Findings:
     std: tuple[float, ...]
     measured: int  # images that mean and std were measured on
     device: str  # "cpu", "cuda" or "mps"
-    devices: int
-    cores: int
+    devices: int  # used on this machine, each by a process
+    cores: int  # of each process
     bfloat16: bool  # the hardware multiplies bfloat16 natively, and is faster for it
     channels_b: int = 0  # of the second images of pairs; 0 where there are none
     mean_b: tuple[float, ...] = ()
     std_b: tuple[float, ...] = ()
     shape: tuple[int, ...] = ()  # of one sample, where they are no images
+    started: str = "all that are here"  # why so many devices
 
     @property
     def side(self) -> int:
@@ -250,7 +251,7 @@ def _workers(config: Config, found: Findings) -> tuple[int, str]:
         return 0, "the images are in memory"
     if found.device == "cpu":
         return 1, "the network needs the cores"
-    return max(1, min(8, found.cores // max(found.devices, 1) - 1)), f"{found.cores} cores"
+    return max(1, min(8, found.cores - 1)), f"{found.cores} cores" + (" for each process" if found.devices > 1 else "")
 
 
 def _held_out(config: Config, found: Findings) -> tuple[int, str]:
@@ -291,7 +292,7 @@ RULES: dict[str, Rule] = {
     "warmup": lambda c, f: (0.01, "10 of 1,000 epochs, as in the paper") if c.optimizer == "lars" else (0.05, "usual"),
     "epochs": _epochs,
     "precision": _precision,
-    "devices": lambda c, f: (f.devices, "all that are here"),
+    "devices": lambda c, f: (f.devices, f.started),
     "workers": _workers,
     "cache": lambda c, f: (not f.in_memory, "decode once" if not f.in_memory else "nothing to decode"),
     "max_bad": lambda c, f: (0.05, "more broken files than this are a broken collection"),

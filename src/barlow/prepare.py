@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -21,7 +22,7 @@ from barlow.draws import IntArray
 from barlow.errors import UserError
 from barlow.held_out import HeldOut
 from barlow.images import Images
-from barlow.launch import compute_in
+from barlow.launch import compute_in, share
 from barlow.machine import machine
 from barlow.network import Twins, build_encoder, build_twins, model_arguments
 from barlow.optimise import build_optimizer
@@ -56,19 +57,22 @@ class Ready:
         return getattr(self.fabric.strategy.precision, "scaler", None)
 
 
-def look(images: Images) -> Findings:
-    """What the automatic choices depend on, from up to a thousand images spread evenly over the collection."""
+def look(images: Images, wanted: int | None = None) -> Findings:
+    """What the automatic choices depend on, from up to a thousand images spread evenly over the collection.
+
+    ``wanted``: the number of devices where it is given."""
     if len(images) < 2:
         only = "no usable image" if len(images) == 0 else "only one usable image"
         bad = [f"{shown(row['path'])}: {row['status']}" for row in images.bad.slice(0, 1).to_pylist()]
         why = f" ({images.bad.num_rows:,} files cannot be used, the first {bad[0]})" if bad else ""
         raise UserError(f"There is {only} here{why}; training needs many. Check the path; barlow check says more.")
-    device, devices, cores, native = machine()
+    device, count, cores, native = machine()
+    devices, cores, started = share(os.environ, wanted or count, cores)
     if images.shape:
         return Findings(
             images=len(images), height=0, width=0, channels=0, in_memory=True, mean=(), std=(), measured=0,
             device=device, devices=devices, cores=cores, bfloat16=native, channels_b=int(images.second is not None),
-            shape=images.shape,
+            shape=images.shape, started=started,
         )  # fmt: skip
     chosen = np.unique(np.linspace(0, len(images) - 1, LOOKED_AT).astype(np.int64))
     mean, std = moments(images, chosen)
@@ -82,7 +86,7 @@ def look(images: Images) -> Findings:
     return Findings(
         images=len(images), height=height, width=width, channels=images.channels,
         in_memory=images.array is not None, mean=mean, std=std, measured=len(chosen),
-        device=device, devices=devices, cores=cores, bfloat16=native, **partners,
+        device=device, devices=devices, cores=cores, bfloat16=native, started=started, **partners,
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ def survey(config: Config, images: Any, own: Own = NONE) -> tuple[Images, Config
         raise UserError("Give one of --epochs, --steps and --minutes, not several.")
     source: Any = images if images is not None else config.images
     opened = open_images(source, channels=config.channels, channels_b=config.channels_b)
-    found = look(opened)
+    found = look(opened, config.devices)
     resolved, choices = resolve(config, found)
     if warning := doubt(resolved, found):
         say(f"warning: {warning}")
