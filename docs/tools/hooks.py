@@ -22,12 +22,12 @@ from barlow.config import Config, word
 
 ROOT = Path(__file__).parent.parent.parent
 WIDTH = 80  # columns of the help: what fits beside both navigations
+WEIGHTS = {"how-to/": 3, "reliability": 0.5, "log": 0.3, "reference/changelog": 0.3, "contributing": 0.3}  # in a search
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Called by mkdocs with the text of every page. A search finds what helps before what was tried and changed."""
-    weights = {"how-to/": 3, "log.md": 0.3, "reference/changelog.md": 0.3, "contributing.md": 0.3, "reliability.md": 0.5}
-    found = [weight for start, weight in weights.items() if page.file.src_uri.startswith(start)]
+    found = [weight for start, weight in WEIGHTS.items() if page.file.src_uri.startswith(start)]
     page.meta["search"] = {"boost": found[0] if found else 1}
     marks = (("help: ?(\\w*)", helped), ("settings()", settings), ("view()", view), ("source: (\\S+)", source))
     for mark, made in marks:
