@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from barlow import embed
+from barlow.curate import looked_at
 from barlow.curation import FAR, curate_features
+from barlow.embedding import load_on_device, open_for
 
 SAMPLE = Path(__file__).parents[1] / "src" / "barlow" / "sample" / "test.npz"
 IMAGES, EACH, PICKS = 1500, 10, 20
@@ -79,8 +80,9 @@ def planted(seed: int) -> tuple[Pixels, NDArray[np.int64], NDArray[np.int64], ND
 def judge(run: Path, seed: int) -> dict[str, float]:
     """All figures of one run and one seed."""
     images, labels, origin, strange = planted(seed)
-    _, features = embed(run, images)
-    found = curate_features(features, PICKS, seed)
+    encoder = load_on_device(run)
+    _, features, before = looked_at(encoder, open_for(encoder, images))
+    found = curate_features(features, PICKS, seed, before)
     figures = {}
     copies = np.flatnonzero(origin >= 0)
     together = (found.group[copies] > 0) & (found.group[copies] == found.group[origin[copies]])
@@ -93,6 +95,7 @@ def judge(run: Path, seed: int) -> dict[str, float]:
     figures["copies: recall"] = float(together.mean())
     far = found.outlier >= FAR
     figures["outliers: precision"] = float(strange[far].mean()) if far.any() else 1.0
+    figures["outliers: others called so"] = float(far[strange == 0].mean())
     figures["outliers: area under the curve"] = float(roc_auc_score(strange, found.outlier))
     figures["outliers: recall"] = float(far[strange == 1].mean())
     picked = np.flatnonzero(found.pick)

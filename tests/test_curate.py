@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import blobs
 from PIL import Image
 from test_export import a_run
 
@@ -78,6 +79,19 @@ def test_nearest_is_the_obvious_one(n: int) -> None:
     np.testing.assert_allclose(np.take_along_axis(full, near, 1), distance, atol=2e-3)
 
 
+def test_outliers_of_any_depth_are_found() -> None:
+    """Each of three images is far out at one depth alone, and only where that depth is looked at."""
+    rng = np.random.default_rng(0)
+    depths = [rng.standard_normal((300, d)) for d in (16, 32, 64)]
+    for k, z in enumerate(depths):
+        z[k] *= 8
+    found = curate_features(depths[-1], 0, before=depths[:-1])
+    assert (found.outlier[:3] >= FAR).all()
+    assert (found.outlier[3:] >= FAR).mean() < 0.03
+    output = curate_features(depths[-1], 0)
+    assert (output.outlier[:3] >= FAR).tolist() == [False, False, True]
+
+
 def test_few_images_and_equal_images() -> None:
     two = curate_features(np.array([[0.0, 1], [1, 0]]), 5)
     assert sorted(two.pick) == [1, 2]
@@ -111,6 +125,20 @@ def test_the_table_and_the_sheet(tmp_path: Path) -> None:
         assert (
             len(set(sheet.getdata() if not hasattr(sheet, "get_flattened_data") else sheet.get_flattened_data())) > 20
         )
+
+
+def test_noise_between_images_is_marked(tmp_path: Path) -> None:
+    """The features of an encoder hardly show it; what lies before them does."""
+    run = a_run(tmp_path / "run")
+    rng = np.random.default_rng(0)
+    images = np.stack([blobs(80, 32, seed) for seed in range(3)], axis=3)
+    images[[7, 50]] = rng.integers(0, 256, (2, 32, 32, 3))
+    np.save(tmp_path / "images.npy", images)
+    curate(run, str(tmp_path / "images.npy"), tmp_path / "found.csv", picks=0)
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "found.csv").read_text())))
+    order = np.argsort([-float(row["outlier"]) for row in rows])
+    assert set(order[:2].tolist()) == {7, 50}
+    assert [rows[i]["is_outlier"] for i in (7, 50)] == ["1", "1"]
 
 
 def test_an_encoder_that_is_barely_trained_is_no_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

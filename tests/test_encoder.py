@@ -20,7 +20,7 @@ from timm.data import create_transform, resolve_data_config
 
 from barlow import embed, load_encoder, pretrain
 from barlow.config import Config
-from barlow.encoder import save_encoder
+from barlow.encoder import Encoder, save_encoder
 from barlow.errors import UserError
 from barlow.network import build_encoder, model_arguments
 
@@ -102,6 +102,27 @@ def test_preprocess_takes_any_size_and_refuses_other_channels(folder: Path) -> N
     assert encoder(x).shape == (3, encoder.features) == (3, 16)
     with pytest.raises(ValueError, match=r"takes images \(h, w, 3\)"):
         encoder.preprocess([images[0][:, :, :1]])
+
+
+@pytest.mark.parametrize(
+    ("name", "widths"),
+    [
+        ("resnet10t", [64, 64, 128, 256, 512]),
+        ("test_vit", [64, 64, 64, 64, 64]),
+        ("test_convnext", [24, 32, 48, 64]),
+    ],
+)
+def test_depths_end_in_the_features(name: str, widths: list[int]) -> None:
+    size = 64
+    torch.manual_seed(0)
+    arguments = model_arguments(name, {}, 3, size)
+    encoder = Encoder(build_encoder(name, arguments, channels=3, size=size, pretrained=False), size=size,
+                      mean=[0.5] * 3, std=[0.2] * 3).eval()  # fmt: skip
+    x = torch.randn(3, 3, size, size)
+    with torch.no_grad():
+        depths = encoder.depths(x)
+        assert torch.equal(depths[-1], encoder(x))
+    assert [depth.shape for depth in depths] == [(3, width) for width in widths]
 
 
 def test_embed_gives_one_row_an_image(folder: Path) -> None:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from barlow.console import say
-from barlow.curation import FAR, Curated, curate_features
+from barlow.curation import FAR, Curated, Floats, curate_features
 from barlow.embedding import embed_images, load_on_device, open_for
-from barlow.encoder import encoder_folder
+from barlow.encoder import Encoder, encoder_folder
 from barlow.errors import DataError, UserError
 from barlow.files import atomic_write, check_output
 from barlow.guard import BadImage
@@ -24,6 +26,7 @@ from barlow.sheet import Cell, cell, strips
 from barlow.sources import companion, keep_apart
 
 SHOWN = 8  # pictures a row of the contact sheet
+BATCH = 32  # images that go through the encoder together: all maps on the way are held
 
 
 def curate(run: str | Path, images: Any, output: str | Path, *, picks: int = 100, seed: int = 0) -> str:
@@ -43,11 +46,10 @@ def curate(run: str | Path, images: Any, output: str | Path, *, picks: int = 100
     if doubt := verdict_of(run):
         say(f"warning: {doubt}")
     source = open_for(encoder, images)
-    parts = list(embed_images(encoder, source))
-    keys = [key for part, _ in parts for key in part]
+    keys, features, before = looked_at(encoder, source)
     if len(keys) < 2:
         raise DataError(f"{len(keys)} usable image in {images}: there is nothing to compare.")
-    found = curate_features(np.concatenate([features for _, features in parts]), picks, seed)
+    found = curate_features(features, picks, seed, before)
     atomic_write(output, _table(keys, found))
     rows = _rows(found)
     where = {source.key(i): i for i in range(len(source))} if rows else {}
@@ -59,6 +61,22 @@ def curate(run: str | Path, images: Any, output: str | Path, *, picks: int = 100
     far, chosen = int((found.outlier >= FAR).sum()), int((found.pick > 0).sum())
     copies = f"{groups:,} groups of near-duplicates ({double:,} images)"
     return f"{len(keys):,} images: {copies}, {far:,} outliers, {chosen:,} to label first"
+
+
+def looked_at(encoder: Encoder, images: Images) -> tuple[list[str], Floats, list[Floats]]:
+    """(keys, features, what lies before them on the way through the encoder) of all images."""
+    widths = list[int]()
+
+    def every(x: Tensor) -> Tensor:
+        depths = encoder.depths(x)
+        widths[:] = [depth.shape[1] for depth in depths]
+        return torch.cat(depths, 1)
+
+    parts = list(embed_images(encoder, images, BATCH, through=every))
+    if not parts:
+        return [], np.empty((0, encoder.features), np.float32), []
+    *before, features = np.split(np.concatenate([rows for _, rows in parts]), np.cumsum(widths)[:-1], axis=1)
+    return [key for keys, _ in parts for key in keys], features, before
 
 
 def verdict_of(run: str | Path) -> str | None:

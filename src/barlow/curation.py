@@ -6,6 +6,7 @@ measured in docs/log.md, "Curation".
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ Ints = NDArray[np.int64]
 NEIGHBOURS = 20
 BLOCK = 1024
 CLOSE = 0.35  # share of the usual distance to the 20th neighbour, below which two images are near-duplicates
-FAR = 3.0  # deviations above the usual distance to the mean, from which on an image is called an outlier
+FAR = 3.0  # deviations further out than is usual, from which on an image is called an outlier
 ROWS = 10  # images for each direction that is whitened: with fewer, every image lies equally far from the mean
 
 
@@ -28,7 +29,7 @@ class Curated:
     """One number an image.
 
     ``group``: number of its group of near-duplicates, from 1 on; 0 for an image that is alone. ``outlier``: how many
-    deviations its distance to the mean lies above the usual one; from ``FAR`` on it is an outlier. ``pick``: 1
+    deviations it lies further out than is usual; from ``FAR`` on it is an outlier. ``pick``: 1
     for the first image to label, 2 for the next …; 0 for the others.
     """
 
@@ -37,11 +38,16 @@ class Curated:
     pick: Ints
 
 
-def curate_features(features: NDArray[np.floating], picks: int, seed: int = 0) -> Curated:
-    """Judges (n, d) features of n ≥ 2 images; ``picks`` images at most are chosen to be labelled first."""
+def curate_features(
+    features: NDArray[np.floating], picks: int, seed: int = 0, before: Sequence[NDArray[np.floating]] = ()
+) -> Curated:
+    """Judges (n, d) features of n ≥ 2 images; ``picks`` images at most are chosen to be labelled first.
+
+    ``before``: what other places in the encoder say of the same images, (n, d') each, for the outliers.
+    """
     white = whitened(features)
     near, distance = nearest(white, min(NEIGHBOURS, len(white) - 1))
-    group, outlier = near_duplicates(near, distance), outliers(white)
+    group, outlier = near_duplicates(near, distance), outliers(white, [whitened(z) for z in before])
     return Curated(group, outlier, typical(unit(features), group, outlier, picks, seed))
 
 
@@ -93,17 +99,26 @@ def near_duplicates(near: Ints, distance: Floats) -> Ints:
     return np.array([named.setdefault(int(m), len(named) + 1) if sizes[m] > 1 else 0 for m in member], np.int64)
 
 
-def outliers(white: Floats) -> Floats:
-    """How unusual the Mahalanobis distance to the mean is, in robust deviations from its median.
+def outliers(white: Floats, before: Sequence[Floats] = ()) -> Floats:
+    """How far out an image lies, by its Mahalanobis distance to the mean in the features or at all depths together.
 
-    As SSD (Sehwag, Chiang and Mittal, ICLR 2021, arXiv:2103.12051) without clusters. Distances to neighbours did
-    worse: images of nothing (noise, stripes) lie close together for an encoder and hide each other.
+    At all depths: each one's distances in robust deviations, added up, and that sum in deviations again (Lee et al.,
+    NeurIPS 2018, arXiv:1807.03888, add up the depths too, with weights learned from known outliers). The features
+    alone do not tell: an encoder that has learned well finds something that it knows in images of nothing, and its
+    first layers do not; odd images of the usual kind stand out in the features. The larger of the two counts
+    (docs/log.md, "Outliers at every depth").
     """
-    length = np.linalg.norm(white, axis=1)
-    usual = np.median(length)
-    spread = 1.4826 * np.median(np.abs(length - usual))
-    deviations: Floats = ((length - usual) / max(float(spread), 1e-6)).astype(np.float32)
-    return deviations
+    features, *others = (deviations(np.linalg.norm(z, axis=1)) for z in (white, *before))
+    made: Floats = np.maximum(features, deviations(np.sum([features, *others], axis=0)))
+    return made
+
+
+def deviations(values: Floats) -> Floats:
+    """How far from the median, in units of a robust standard deviation (1.4826 times the median absolute one)."""
+    usual = np.median(values)
+    spread = 1.4826 * np.median(np.abs(values - usual))
+    made: Floats = ((values - usual) / max(float(spread), 1e-6)).astype(np.float32)
+    return made
 
 
 def typical(z: Floats, group: Ints, outlier: Floats, picks: int, seed: int) -> Ints:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,14 @@ AHEAD = 8  # images that a thread prepares at a time
 
 
 def embed_images(
-    encoder: Encoder, images: Images, batch_size: int = BATCH, what: str = "embedding", part: Part = WHOLE
-) -> Rows:
+    encoder: Encoder, images: Images, batch_size: int = BATCH, what: str = "embedding", part: Part = WHOLE,
+    through: Callable[[Tensor], Tensor] | None = None,
+) -> Rows:  # fmt: skip
     """(keys, features (n, features) float32) of consecutive images, a batch at a time, on the encoder's device.
 
     An unreadable image is left out and named on standard error; ``what`` names the job in the progress line. Of a
     ``part``, the images of ``numbers``: which images go through the encoder together does not depend on the parts, nor
-    therefore does a bit of their features.
+    therefore does a bit of their features. ``through``: what becomes of a batch, if not what ``encoder`` makes of it.
     """
     as_whole(batch_size, "batch_size", 1)
     device = next(encoder.parameters()).device
@@ -69,7 +70,8 @@ def embed_images(
         if batch and ((i + 1) % batch_size == 0 or i == mine[-1]):
             x = torch.cat(batch).to(device)
             with torch.inference_mode():
-                features = encoder(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x)
+                x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+                features = (through or encoder)(x)
             yield keys, features.float().cpu().numpy()
             keys, batch = [], []
 

@@ -29,6 +29,7 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1  # of this folder: a folder of another one is refused, not misread
 OURS = {"interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center"}  # the preprocessing; timm knows others
 LARGEST = 1 << 20  # bytes of config.json
+PLACES = 4  # on the way through an encoder that are looked at, before its output
 
 
 @final
@@ -55,6 +56,18 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Features (n, features) of preprocessed images (n, channels, size, size) or samples (n, …), float32."""
         return cast(Tensor, self.model(x))
+
+    def depths(self, x: Tensor) -> list[Tensor]:
+        """What ``forward`` gives, and before it the mean over the image of what lies on the way: at most ``PLACES``
+        (n, channels there) each, from the first layers to the last. Of a network that timm does not know, only the
+        features."""
+        look = getattr(self.model, "forward_intermediates", None)
+        if look is None:
+            return [self(x)]
+        last, maps = look(x)
+        between = maps[:-1]  # the last one is what the features are made of
+        places = np.unique(np.linspace(0, max(len(between) - 1, 0), min(PLACES, len(between))).round().astype(int))
+        return [*(between[k].mean((2, 3)) for k in places.tolist()), cast(Any, self.model).forward_head(last)]
 
     def preprocess(self, images: Sequence[NDArray[Any]]) -> Tensor:
         """Images (h, w, c) of any size, uint8, uint16 or float in 0..1, to float32 (n, c, size, size).
