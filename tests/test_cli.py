@@ -288,6 +288,7 @@ def mistakes(tmp: Path) -> dict[str, tuple[list[object], str]]:
         "no such part": (["embed", tmp / "none", images, "-o", tmp / "e", "--part", "9/8"], "There is no part 9 of 8"),
         "not a part": (["embed", tmp / "none", images, "-o", tmp / "e", "--part", "two"], "is not a part such as 2/8"),
         "output nowhere": (["views", images, "-o", tmp / "nowhere" / "v.png"], "does not exist; make it first"),
+        "a sheet that is no PNG": (["views", images, "-o", tmp / "v.jpg"], "name it v.png"),
         "sheet of nothing": (["views", images, "-o", tmp / "v.png", "--count", 0], "count = 0"),
         "evaluate nothing": (["evaluate", tmp / "none", "--labels", "sample"], "neither a run folder"),
         "check of nothing": (["check", tmp / "none"], "no images"),
@@ -321,6 +322,11 @@ def test_no_output_replaces_the_images_or_becomes_one(capsys: pytest.CaptureFixt
     pq.write_table(pa.table({"image": [path.read_bytes() for path in sorted(images.iterdir())]}), column)
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "notes.png").write_text("mine")
+    (tmp_path / "labels.csv").write_text("path,label\n0.png,x\n")
+    pq.write_table(pa.table({"path": ["0.png"], "text": ["x"]}), tmp_path / "texts.parquet")
+    np.save(tmp_path / "stack.npy", blobs(3))
+    (tmp_path / "stack.txt").write_text("mine")
+    Image.fromarray(blobs(1)[0]).save(tmp_path / "photo.png")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for words, answer in (
         (["embed", run, listed, "-o", tmp_path / "l.npy"], "l.txt would be written too, and is there already"),
@@ -331,13 +337,23 @@ def test_no_output_replaces_the_images_or_becomes_one(capsys: pytest.CaptureFixt
         (["views", images, "-o", images / "views.png"], "views.png would lie among the images"),
         (["embed", run, images, "-o", tmp_path / "notes.npy"], "notes.txt would be written too, and is there already"),
         (["curate", run, images, "-o", tmp_path / "notes.csv"], "notes.png would be written too, and is there already"),
+        (
+            ["curate", run, images, "-o", tmp_path / "labels.csv"],
+            "labels.csv is there already, and is no earlier",
+        ),
+        (["embed", run, images, "-o", tmp_path / "texts.parquet"], "texts.parquet is there already"),
+        (["embed", run, images, "-o", tmp_path / "stack.npy"], "stack.npy is there already"),
+        (["views", images, "-o", tmp_path / "photo.png"], "photo.png is there already"),
+        (["views", images, "-o", tmp_path / "notes.png"], "notes.png is there already"),
     ):
         code, _, err = call(capsys, *words)
         assert (code, answer in err) == (2, True), (words, err)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     for _ in range(2):  # one's own output may be replaced
         assert call(capsys, "embed", run, listed, "-o", tmp_path / "e.npy")[0] == 0
+        assert call(capsys, "embed", run, listed, "-o", tmp_path / "e.parquet")[0] == 0
         assert call(capsys, "curate", run, listed, "-o", tmp_path / "e.csv")[0] == 0
+        assert call(capsys, "views", listed, "-o", tmp_path / "v.png", "--count", 1)[0] == 0
     assert (tmp_path / "e.txt").read_text() == listed.read_text()
 
 

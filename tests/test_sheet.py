@@ -11,7 +11,7 @@ from PIL import Image
 
 from barlow.crops import crop
 from barlow.draws import order
-from barlow.errors import DataError, UserError
+from barlow.errors import DataError
 from barlow.guard import BadImage
 from barlow.sheet import CELL, COLOURS, GAP, caption, contact_sheet
 from barlow.views import PRESETS, View, draw, finish
@@ -115,11 +115,6 @@ def test_what_cannot_be_read_is_passed_over(tmp_path: Path):
     for shelf in (Shelf([None] * 5), Shelf([])):
         with pytest.raises(DataError, match="no image could be read"):
             contact_sheet(shelf, PRESETS["grayscale"], size=20, seed=0, path=tmp_path / "u.png")
-
-
-def test_only_png(tmp_path: Path):
-    with pytest.raises(UserError, match=r"name it sheet\.png"):
-        contact_sheet(Shelf([noise(9, 9, 1)]), PRESETS["small"], size=9, seed=0, path=tmp_path / "sheet.jpg")
 
 
 def test_a_caption_says_what_was_drawn():

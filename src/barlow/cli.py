@@ -105,7 +105,8 @@ def embed(
     Args:
         run: Run folder or encoder folder.
         images: Anything that pretrain takes.
-        output: FILE.parquet, or FILE.npy with the paths in FILE.txt; with --part a folder.
+        output: FILE.parquet, or FILE.npy with the paths in FILE.txt; with --part a folder. An earlier output is
+            replaced, another file is not.
         part: The part of the images to do, such as 2/8 for the second of eight processes; what is done already is kept.
     """
     from barlow.parts import embed_as_told
@@ -124,7 +125,7 @@ def views(
 
     Args:
         images: Anything that pretrain takes.
-        output: FILE.png.
+        output: FILE.png. An earlier contact sheet is replaced, another picture is not.
         views: As in pretrain.
         image_size: As in pretrain.
         channels: As in pretrain.
@@ -170,7 +171,8 @@ def curate(
     Args:
         run: Run folder or encoder folder.
         images: Anything that pretrain takes.
-        output: FILE.csv, one row an image; a contact sheet goes into FILE.png.
+        output: FILE.csv, one row an image; a contact sheet goes into FILE.png. An earlier output is replaced, another
+            file is not.
         picks: Number of images to choose.
         seed: Seed of the clustering that chooses them.
     """
@@ -192,7 +194,7 @@ def export(
     Args:
         run: Run folder or encoder folder.
         to: timm (a folder, which transformers opens as well), onnx (for ONNX Runtime) or torch (a torch.export .pt2).
-        output: Folder, FILE.onnx or FILE.pt2.
+        output: Folder, which must be new or empty, FILE.onnx or FILE.pt2, which is replaced.
         with_preprocessing: Take uint8 images (n, height, width, channels) of any size, not preprocessed ones.
         images: Images to compare on. [default: the held-out images of the run]
         push: Then upload the timm folder to the Hugging Face Hub as this repository, user/name.

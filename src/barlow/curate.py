@@ -17,7 +17,7 @@ from barlow.curation import FAR, Curated, Floats, curate_features
 from barlow.embedding import embed_images, load_on_device, open_for
 from barlow.encoder import Encoder, encoder_folder
 from barlow.errors import DataError, UserError
-from barlow.files import atomic_write, check_output
+from barlow.files import atomic_write, check_output, keep_foreign
 from barlow.guard import BadImage
 from barlow.images import Images
 from barlow.kinds import as_whole
@@ -25,6 +25,7 @@ from barlow.runlog import read_metrics
 from barlow.sheet import Cell, cell, strips
 from barlow.sources import companion, keep_apart
 
+COLUMNS = ("path", "group", "outlier", "is_outlier", "pick")
 SHOWN = 8  # pictures a row of the contact sheet
 BATCH = 32  # images that go through the encoder together: all maps on the way are held
 
@@ -34,6 +35,7 @@ def curate(run: str | Path, images: Any, output: str | Path, *, picks: int = 100
 
     Columns: path; group (of near-duplicates, empty where there is none); outlier (in deviations); is_outlier (0 or 1);
     pick (1 is the first to label; empty where the image was not chosen). One row an image, in the order of the images.
+    An earlier table of this kind is replaced; any other file of the name is left, with UserError.
     """
     output = check_output(output)
     if output.suffix != ".csv":
@@ -42,6 +44,7 @@ def curate(run: str | Path, images: Any, output: str | Path, *, picks: int = 100
     as_whole(seed, "seed", 0, 2**32 - 1)  # scikit-learn's
     sheet_file = companion(output, ".png")
     keep_apart(images, output, sheet_file)
+    keep_foreign(output, lambda there: there.read_text(encoding="utf-8").startswith(",".join(COLUMNS) + "\n"))
     encoder = load_on_device(run)
     if doubt := verdict_of(run):
         say(f"warning: {doubt}")
@@ -95,7 +98,7 @@ def verdict_of(run: str | Path) -> str | None:
 def _table(keys: list[str], found: Curated) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("path", "group", "outlier", "is_outlier", "pick"))
+    writer.writerow(COLUMNS)
     for key, group, outlier, pick in zip(keys, found.group, found.outlier, found.pick, strict=True):
         writer.writerow((key, group or "", f"{outlier:.3f}", int(outlier >= FAR), pick or ""))
     return text.getvalue()

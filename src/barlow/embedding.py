@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from barlow.decode import BadImage
 from barlow.encoder import Encoder, load_encoder
 from barlow.errors import UserError
-from barlow.files import atomic_write, check_output
+from barlow.files import atomic_write, check_output, keep_foreign
 from barlow.images import Images, open_images
 from barlow.index import in_threads
 from barlow.kinds import as_whole, fits, plain
@@ -31,6 +31,7 @@ Rows = Iterator[tuple[list[str], NDArray[np.float32]]]
 Part = tuple[int, int]  # (k, n): the k-th of n parts of the images, k from 1 to n
 
 WHOLE: Part = (1, 1)
+COLUMNS = ["path", "embedding"]  # of a Parquet file of rows
 BATCH = 256  # images that go through the encoder together
 GROUP = 8192  # rows of a row group of a Parquet file, about
 AHEAD = 8  # images that a thread prepares at a time
@@ -134,13 +135,14 @@ def embed_to_file(run: str | Path, images: Any, output: str | Path, *, batch_siz
 
     ``.parquet``: columns ``path`` (string) and ``embedding`` (fixed-size list of float32).
     ``.npy``: float32 (n, features), with the paths beside it in a text file of the same name, one a line.
-    The file appears when it is complete.
+    The file appears when it is complete, in place of one that was written so before; any other is left, with UserError.
     """
     writers = {".parquet": _write_parquet, ".npy": _write_npy}
     output = check_output(output)
     if output.suffix not in writers:
         raise UserError(f"The output {output} must end in .parquet or .npy (or be a folder, with --part).")
     keep_apart(images, output, *([companion(output, ".txt")] if output.suffix == ".npy" else []))
+    keep_foreign(output, _is_former)
     encoder = load_on_device(run)
     source = open_for(encoder, images)
     beside = output.with_name(f".{output.name}.{secrets.token_hex(4)}.tmp")
@@ -152,6 +154,13 @@ def embed_to_file(run: str | Path, images: Any, output: str | Path, *, batch_siz
     return count
 
 
+def _is_former(output: Path) -> bool:
+    """Whether a file is what ``embed_to_file`` writes."""
+    if output.suffix == ".parquet":
+        return bool(pq.read_schema(output).names == COLUMNS)
+    return output.with_suffix(".txt").is_file() and np.load(output, mmap_mode="r", allow_pickle=False).ndim == 2
+
+
 def _write_parquet(path: Path, _: Path, rows: Rows, encoder: Encoder, __: int) -> int:
     return write_parquet(path, rows, encoder.features, {})
 
@@ -159,7 +168,8 @@ def _write_parquet(path: Path, _: Path, rows: Rows, encoder: Encoder, __: int) -
 def write_parquet(path: Path, rows: Rows, features: int, about: Mapping[str, str]) -> int:
     """Writes rows as ``embed_to_file`` describes it, with ``about`` in the metadata of the file and a checksum with
     each page; returns how many there were."""
-    schema = pa.schema([("path", pa.string()), ("embedding", pa.list_(pa.float32(), features))], metadata=dict(about))
+    kinds = (pa.string(), pa.list_(pa.float32(), features))
+    schema = pa.schema(list(zip(COLUMNS, kinds, strict=True)), metadata=dict(about))
     count = 0
     with pq.ParquetWriter(path, schema, use_dictionary=False, write_page_checksum=True) as writer:
         for keys, z in _groups(rows):

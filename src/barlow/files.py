@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from barlow.errors import UserError
@@ -46,6 +46,20 @@ def check_output(given: str | os.PathLike[str]) -> Path:
     if not os.access(output.parent, os.W_OK | os.X_OK):
         raise UserError(f"This user may not write in the folder {output.parent} of the output; give -o another one.")
     return output
+
+
+def keep_foreign(output: Path, former: Callable[[Path], bool]) -> None:
+    """UserError where a file is there that is no earlier output of the same command: ``former`` tells, which may fail
+    on what it cannot read. An earlier one may be replaced, so that a command can be repeated."""
+    if not output.is_file() or not output.stat().st_size:
+        return
+    try:
+        ours = former(output)
+    except Exception:  # whatever a reader makes of a file that is something else
+        ours = False
+    if not ours:
+        raise UserError(f"{output} is there already, and is no earlier output of this command: give -o another name, "
+                        "or move it away.")  # fmt: skip
 
 
 def in_the_way(path: Path) -> Path:

@@ -12,9 +12,9 @@ from barlow.check_table import rows
 from barlow.config import Config
 from barlow.console import WORD, spelled
 from barlow.errors import UserError
-from barlow.files import check_output
+from barlow.files import check_output, keep_foreign
 from barlow.prepare import views_of
-from barlow.sheet import contact_sheet
+from barlow.sheet import contact_sheet, is_sheet
 from barlow.sources import keep_apart
 from barlow.survey import survey
 
@@ -24,7 +24,10 @@ def show_views(config: Config, output: Path, count: int) -> Path:
     if count < 1:
         raise UserError(f"count = {count}: a contact sheet shows at least one image.")
     check_output(output)
+    if output.suffix.lower() != ".png":
+        raise UserError(f"a contact sheet is a PNG file: name it {output.with_suffix('.png').name}")
     keep_apart(config.images, output)
+    keep_foreign(output, is_sheet)
     images, resolved, _ = survey(config, None)
     size, seed = resolved.image_size, resolved.seed
     assert size is not None and seed is not None

@@ -11,14 +11,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from barlow.draws import order
-from barlow.errors import DataError, UserError
+from barlow.errors import DataError
 from barlow.guard import BadImage
 from barlow.views import Draws, OwnView, View, apply_own, crop, draw, finish, generator
 
 CELL, GAP, LETTERS, LINE = 224, 20, 13, 17  # pixels: a picture, between pictures, a letter's and a line's height
 INK, PAPER = "#333333", "#ffffff"
+MARK = ("Software", "barlow views")  # what a contact sheet says of itself
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # of the views; safe for colour-blind eyes
 
 
@@ -45,8 +47,6 @@ def contact_sheet(
     images are passed over. Of more than three channels the first three are shown, stretched to what the original holds.
     ``partners``: the second images of given pairs; each row then begins with both originals, and the views alternate.
     """
-    if path.suffix.lower() != ".png":
-        raise UserError(f"a contact sheet is a PNG file: name it {path.with_suffix('.png').name}")
     sources = [images] if partners is None else [images, partners]
     chosen, arrays = _readable(sources, seed, count)
     columns = [_view(view, k, arrays[k % len(arrays)], chosen, size, seed) for k, view in enumerate(views)]
@@ -61,8 +61,16 @@ def contact_sheet(
             low, high = _range(arrays[k % len(arrays)][r])
             cells.append(Cell(_fitted(_picture(made[r], low, high))[0], text))
         rows.append(cells)
-    _composed(rows, originals=len(sources)).save(path, format="PNG")
+    mark = PngInfo()
+    mark.add_text(*MARK)
+    _composed(rows, originals=len(sources)).save(path, format="PNG", pnginfo=mark)
     return path
+
+
+def is_sheet(path: Path) -> bool:
+    """Whether a PNG is a contact sheet that ``contact_sheet`` wrote."""
+    with Image.open(path, formats=["PNG"]) as image:
+        return bool(image.info.get(MARK[0]) == MARK[1])
 
 
 def cell(array: NDArray[Any], key: str, text: str = "") -> Cell:
