@@ -105,8 +105,7 @@ def embed(
     Args:
         run: Run folder or encoder folder.
         images: Anything that pretrain takes.
-        output: FILE.parquet, or FILE.npy with the paths in FILE.txt; with --part a folder. An earlier output is
-            replaced, another file is not.
+        output: FILE.parquet, or FILE.npy with FILE.txt (paths); with --part a folder. Only its own is replaced.
         part: The part of the images to do, such as 2/8 for the second of eight processes; what is done already is kept.
     """
     from barlow.parts import embed_as_told
@@ -125,7 +124,7 @@ def views(
 
     Args:
         images: Anything that pretrain takes.
-        output: FILE.png. An earlier contact sheet is replaced, another picture is not.
+        output: FILE.png. Only its own is replaced.
         views: As in pretrain.
         image_size: As in pretrain.
         channels: As in pretrain.
@@ -171,8 +170,7 @@ def curate(
     Args:
         run: Run folder or encoder folder.
         images: Anything that pretrain takes.
-        output: FILE.csv, one row an image; a contact sheet goes into FILE.png. An earlier output is replaced, another
-            file is not.
+        output: FILE.csv, one row an image, and FILE.png, a contact sheet. Only its own is replaced.
         picks: Number of images to choose.
         seed: Seed of the clustering that chooses them.
     """
