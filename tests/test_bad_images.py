@@ -75,7 +75,7 @@ def test_more_mistakes(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=np.zeros((2, 3, 3)), labels=np.zeros(3, int))
     with pytest.raises(UserError, match=r"labels in .* shape \(3,\)"):
         open_images(tmp_path / "a.npz")
-    with pytest.raises(UserError, match="channels must be 1 or more"):
+    with pytest.raises(UserError, match="channels = 0 is not a whole number"):
         open_images("sample", channels=0)
     with pytest.raises(UserError, match="has 1 channels where the data set has 4"):
         open_images("sample", channels=4)

@@ -234,3 +234,39 @@ def test_pages_that_are_not_used_are_said(tmp_path: Path) -> None:
         first, *more = (Image.fromarray(scene(3 * k + j)) for j in range(3))
         first.save(tmp_path / f"{k}.tif", save_all=True, append_images=more)
     assert check(tmp_path)["problems"][0].startswith("3 files hold several pages or frames, of which only the first is")
+
+
+def test_what_is_not_finite_is_counted_and_named(tmp_path: Path) -> None:
+    """Kills: a count of zero where images go through NaN → the least of the channel, from files and from memory."""
+    real = np.random.default_rng(0).uniform(0, 1, (6, 20, 24, 1)).astype(np.float32)
+    real[1, :3, :5] = np.nan
+    real[4, 0, 0] = -np.inf
+    wide = real.astype(np.float64)
+    wide[5, :2, :2] = 1e300  # no float32
+    corpus.write(tmp_path / "in", {f"{k}.npy": npy(array) for k, array in enumerate(real)})
+    Image.fromarray(real[1, :, :, 0]).save(tmp_path / "in" / "6.tif")
+    np.save(tmp_path / "all.npy", real)
+    found = ["1: 15 numbers", "4: 1 numbers"]
+    for source, named in (
+        (tmp_path / "in", ["1.npy: 15 numbers", "6.tif: 15 numbers", "4.npy: 1 numbers"]),
+        (tmp_path / "all.npy", found),
+        (real, found),
+        (list(real), found),
+        (wide, ["1: 15 numbers", "5: 4 numbers", "4: 1 numbers"]),
+        (real[2:4], []),
+    ):
+        report = check(source)
+        assert report["filled"] == {"count": len(named), "examples": named}
+        row = dict(rows(report)).get("not finite")
+        said = f"{len(named)} ({'; '.join(named)}): NaN and infinity become the least of the channel"
+        assert row == (said if named else None)
+        assert report["clipped"]["count"] == 0
+
+
+def test_what_lies_beyond_the_range_is_counted_and_named() -> None:
+    narrow = np.random.default_rng(0).integers(20000, 20300, (6, 20, 24, 1)).astype(np.uint16)
+    assert "beyond the range" not in dict(rows(check(narrow)))
+    narrow[3, 4, 5], narrow[2, :3, 0] = 65535, 0
+    report = check(narrow)
+    assert report["clipped"]["examples"] == ["2: 0.62 %", "3: 0.21 %"]
+    assert dict(rows(report))["beyond the range"] == "2 (2: 0.62 %; 3: 0.21 %): become its ends"

@@ -15,7 +15,7 @@ import pytest
 from corpus import encoded, folder_of, keys, npy, picture, same
 
 from barlow import sources
-from barlow.convert import choose, convert, find_band, find_range
+from barlow.convert import choose, convert, find_range
 from barlow.guard import BadImage
 from barlow.images import open_images, write_index
 
@@ -267,7 +267,65 @@ def test_sixteen_bits_of_which_few_are_used_are_stretched_and_others_kept(tmp_pa
     same(open_images(wide), wide)
     flat = [np.full((4, 4, 1), 7, np.uint16)] * 3
     same(open_images(flat), flat)
-    assert find_band([]) == (0.0, 1.0)
+    assert find_range([]) == (0.0, 1.0)
+
+
+def specks(name: str, images: Array) -> None:
+    """Into images of 20,000 to 20,300: what no optics has drawn, or has."""
+    draw = np.random.default_rng(1)
+    if name == "one hot pixel":
+        images[0, 5, 7] = 65535
+    elif name == "hot pixels everywhere":
+        for image in images:
+            image[draw.integers(24, size=3), draw.integers(32, size=3)] = draw.integers(25000, 65536, (3, 1))
+    elif name == "hot and dead pixels, the same in each":
+        images[:, 0, 0], images[:, 3, 31], images[:, 23, 9], images[:, 11, 11:13] = 65535, 41000, 0, 50000
+    elif name == "a border of 0":
+        images[:, :4], images[:, :, -2:] = 0, 0
+    elif name == "saturated":
+        images[2, 5:9, 5:9] = 65535
+    elif name == "a spot":
+        images[0, 5:7, 5:7] = 60000
+    elif name == "a line":
+        images[0, 5, 5:20] = 60000
+
+
+@pytest.mark.parametrize("name", ["one hot pixel", "hot pixels everywhere", "hot and dead pixels, the same in each",
+                                  "a border of 0", "saturated", "a spot", "a line"])  # fmt: skip
+def test_faults_of_a_detector_do_not_set_the_range_and_what_optics_drew_does(name: str) -> None:
+    """Kills: one pixel at 65,535 that leaves 16 bits as they are; a bright spot that is lost."""
+    images = np.random.default_rng(0).integers(20000, 20301, (8, 24, 32, 1)).astype(np.uint16)
+    clean = open_images(images).value_range
+    specks(name, images)
+    found = open_images(images).value_range
+    if name in ("a spot", "a line"):
+        assert found == (0.0, 1.0)
+    else:
+        assert np.abs(np.subtract(found, clean)).max() * 65535 < 30
+    assert open_images(list(images)).value_range == found
+
+
+def test_a_list_of_mixed_numbers_is_scaled_as_a_folder_of_them_is(tmp_path: Path) -> None:
+    grey, deep = picture(channels=1), picture(channels=1).astype(np.uint16) + 300
+    for k, many in enumerate(([grey, deep, deep], [grey, grey, deep], [grey, grey, deep * np.float32(3)])):
+        corpus.write(tmp_path / str(k), {f"{i}.npy": npy(array) for i, array in enumerate(many)})
+        from_files, held = open_images(tmp_path / str(k)), open_images(many)
+        assert (held.dtype, held.value_range) == (from_files.dtype, from_files.value_range)
+        same(held, [from_files.read(i) for i in range(3)])
+
+
+def test_what_is_not_finite_is_filled_image_by_image_wherever_it_lies(tmp_path: Path) -> None:
+    """Kills: the least of all images of an array in place of the least of one; an image of NaN alone taken as black."""
+    many = np.random.default_rng(0).uniform(0.2, 0.9, (5, 6, 6, 2)).astype(np.float32)
+    many[1, 0], many[3] = np.nan, np.nan
+    corpus.write(tmp_path / "in", {f"{i}.npy": npy(array) for i, array in enumerate(many)})
+    from_files, held = open_images(tmp_path / "in"), open_images(many)
+    for i in (0, 1, 2, 4):
+        np.testing.assert_array_equal(held.read(i), from_files.read(i))
+    assert (held.read(1)[0] == many[1, 1:].min((0, 1))).all()
+    for images in (held, from_files):
+        with pytest.raises(BadImage, match="no finite number"):
+            images.read(3)
 
 
 @pytest.mark.parametrize("nothing", [-9999, -32768, np.finfo(np.float32).min, 9.96921e36])

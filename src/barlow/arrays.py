@@ -39,7 +39,11 @@ class Held:
 
     def __getitem__(self, i: int) -> Array:
         """Image ``i``, (h, w, c); raises BadImage."""
-        return tidy(np.array(self.parts[i] if self.array is None else self.array[i]))
+        return self.read(i)
+
+    def read(self, i: int, fill: bool = True) -> Array:
+        """The same; ``fill`` as in ``decode``."""
+        return tidy(np.array(self.parts[i] if self.array is None else self.array[i]), fill)
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.file:
@@ -124,14 +128,16 @@ def _with_channels(array: Array, name: str) -> Array:
 
 
 def all_at_once(held: Held) -> Array | None:
-    """All images as one tidy (n, h, w, c) array where that is one in memory, else None. Raises UserError."""
+    """All images as one tidy (n, h, w, c) array where that is one in memory, and all of it finite, else None. Raises
+    UserError where nothing is."""
     if held.array is None or held.file:
         return None
     array = held.array
-    try:
-        return tidy(array.reshape(len(array), -1, array.shape[3])).reshape(array.shape)
-    except BadImage as bad:
-        raise UserError(f"the array {bad.reason}") from None
+    array = tidy(array.reshape(len(array), -1, array.shape[3]), fill=False).reshape(array.shape)
+    finite = np.isfinite(array) if array.dtype.kind == "f" else np.ones(1, bool)
+    if not finite.any():
+        raise UserError("the array holds no finite number")
+    return array if finite.all() else None
 
 
 def _usual_header(items: Items) -> Header:

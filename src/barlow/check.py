@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from barlow.convert import FULL
+from barlow.convert import FULL, WHOLE, convert
+from barlow.decode import filled, mode_kind
 from barlow.duplicates import SIDE, groups, near_pairs, normalised, same, thumbnail
 from barlow.errors import UserError
 from barlow.guard import BadImage
@@ -46,6 +47,8 @@ class Looked:
     square: Array  # (n, c) mean of the squares
     constant: Array  # (n,) bool
     grey: Array  # (n,) bool: three channels that are equal
+    filled: Array  # (n,) numbers that were NaN or infinite, and are replaced
+    clipped: Array  # (n,) share of the numbers that lie at or beyond the ends of a range that is stretched
 
     @property
     def good(self) -> Array:
@@ -56,16 +59,26 @@ class Looked:
 def look(images: Images) -> Looked:
     """Decodes and measures every image, with progress."""
     n, c = len(images), images.channels
-    small, flags = np.zeros((n, SIDE, SIDE), np.uint8), np.zeros((2, n), bool)
-    out = Looked(images, {}, [b""] * n, small, np.zeros((n, c)), np.zeros((n, c)), *flags)
+    flags, counts = np.zeros((2, n), bool), np.zeros((2, n))
+    small, moments = np.zeros((n, SIDE, SIDE), np.uint8), np.zeros((2, n, c))
+    out = Looked(images, {}, [b""] * n, small, moments[0], moments[1], flags[0], flags[1], counts[0], counts[1])
+    kinds = [mode_kind(mode)[1] for mode in images.rows["mode"].to_pylist()]
+    stretched = tuple(images.value_range) != WHOLE
     full = FULL[images.dtype]
 
     def one(i: int) -> None:
         try:
-            array = images.read(i, (LOOK, LOOK))
+            if kinds[i] == "float32" and images.array is None:
+                real = images.decoded(i, fill=False)
+                out.filled[i] = real.size - np.isfinite(real).sum()
+                array = convert(filled(real), c, images.dtype, images.value_range)
+            else:
+                array = images.read(i, (LOOK, LOOK))
         except BadImage as bad:
             out.reasons[i] = bad.reason
             return
+        if stretched and kinds[i] != "uint8":
+            out.clipped[i] = ((array == 0) | (array == full)).mean()
         pixels = array.reshape(-1, c)
         out.digests[i] = _digest(images, i, array)
         out.small[i] = np.rint(thumbnail(array) * (255 / full))
@@ -143,6 +156,8 @@ def findings(looked: Looked) -> Report:
         "tiny": _named([f"{images.key(i)}: {images.sizes[i, 0]}×{images.sizes[i, 1]}" for i in tiny.tolist()]),
         "constant": _named([images.key(i) for i in np.flatnonzero(looked.constant).tolist()]),
         "grey_saved_as_colour": int(looked.grey.sum()),
+        "filled": _named([f"{images.key(i)}: {int(looked.filled[i]):,} numbers" for i in _most(looked.filled)]),
+        "clipped": _named([f"{images.key(i)}: {100 * looked.clipped[i]:.2g} %" for i in _most(looked.clipped)]),
         "exact_duplicates": _doubles(images, exact),
         "near_duplicates": _doubles(images, _near(looked, exact)) | {"compared": min(len(good), COMPARED)},
         "mean": [round(float(m), 4) for m in mean],
@@ -173,6 +188,11 @@ def _leaks(a: Looked, b: Looked) -> Report:
         return _named([f"{a.images.key(i)} = {b.images.key(j)}" for j, i in sorted(found.items())])
 
     return {"exact": pairs(exact), "near": pairs(near)}
+
+
+def _most(found: Array) -> list[int]:
+    """The images in which there is anything, those with most first."""
+    return [int(i) for i in np.argsort(-found, kind="stable") if found[i]]
 
 
 def _named(found: list[str]) -> Report:

@@ -32,6 +32,7 @@ def _of_column(report: dict[str, Any]) -> list[tuple[str, str]]:
             "become",
             f"{report['channels']} channel{'s' * (report['channels'] > 1)} of {report['dtype']}{_range(report)}",
         ),
+        *_conversions(report),
         ("height", _spread(report["height"])),
         ("width", _spread(report["width"])),
         ("tiny", _found(report["tiny"])),
@@ -42,6 +43,16 @@ def _of_column(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("mean of channels", ", ".join(f"{m:.3f}" for m in report["mean"])),
         ("sd of channels", ", ".join(f"{s:.3f}" for s in report["sd"])),
     ]
+
+
+def _conversions(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the numbers of images became, where that is another than they were."""
+    out = []
+    if report["filled"]["count"]:
+        out.append(("not finite", f"{_found(report['filled'])}: NaN and infinity become the least of the channel"))
+    if report["clipped"]["count"]:
+        out.append(("beyond the range", f"{_found(report['clipped'])}: become its ends"))
+    return out
 
 
 def _range(report: dict[str, Any]) -> str:

@@ -80,35 +80,45 @@ def _luma(array: Array) -> Array:
 
 
 def find_range(images: Iterable[Array]) -> tuple[float, float]:
-    """The values of float images that become 0 and 1: (0, 1) where all lie between, else the 0.1 and 99.9 percentiles
-    (so that one hot pixel does not darken a data set) of what was measured: numbers for "no data" are not."""
-    values = _measured(_some_values(images))
-    if not len(values) or (values.min() >= 0 and values.max() <= 1):
+    """The values that become 0 and 1, from some images of a data set: of float32 where there are some, else of uint16,
+    as shares of what 16 bits can hold. (0, 1) leaves the images as they are.
+
+    float32: (0, 1) where all lie between, else the 0.1 and 99.9 percentiles of what was measured: numbers for "no data"
+    are not. uint16: (0, 1) where more than a quarter of the full range is used, else all that is used, with a margin:
+    of cameras with 12 bits, or of detectors with an offset, where brightness and contrast drawn for the full range
+    would drown what the images show (docs/log.md, "16 bits of which few are used"). What keeps the used part from being
+    a quarter may be faults: single hot or dead pixels, and a border of 0 or 65535 (docs/log.md, "Hot pixels").
+    """
+    looked = list(images)
+    floats = [image for image in looked if image.dtype == np.float32]
+    deep = [image for image in looked if image.dtype == np.uint16]
+    return _float_range(_some_values(floats)) if floats else _band(deep) if deep else WHOLE
+
+
+def _float_range(values: Array) -> tuple[float, float]:
+    values = _measured(values, NO_DATA)
+    if values.min() >= 0 and values.max() <= 1:
         return WHOLE
     low, high = (float(np.float32(v)) for v in np.percentile(values, PERCENTILES))
     return (low, high) if high > low else (low, low + 1.0)
 
 
-def find_band(images: Iterable[Array]) -> tuple[float, float]:
-    """The same for uint16, as shares of what 16 bits can hold: (0, 1) where more than a quarter of it is used, else all
-    that is used, with a margin: of cameras with 12 bits, or of detectors with an offset, where brightness and contrast
-    drawn for the full range would drown what the images show (docs/log.md, "16 bits of which few are used")."""
-    values = _some_values(images)
-    if not len(values):
-        return WHOLE
-    low, high = int(values.min()) / FULL["uint16"], int(values.max()) / FULL["uint16"]
-    margin = MARGIN * (high - low)
-    return (max(0.0, low - margin), min(1.0, high + margin)) if 0 < high - low < NARROW else WHOLE
+def _band(images: Sequence[Array]) -> tuple[float, float]:
+    full = FULL["uint16"]
+    for values in (_some_values(images), _measured(_some_values(images, specks=False), (0, full))):
+        low, high = int(values.min()) / full, int(values.max()) / full
+        margin = MARGIN * (high - low)
+        if 0 < high - low < NARROW:
+            return max(0.0, low - margin), min(1.0, high + margin)
+    return WHOLE
 
 
-def _measured(values: Array) -> Array:
+def _measured(values: Array, no_data: Sequence[float]) -> Array:
     """Without a number that stands for "no data": the least or the greatest, when it is one of those that are used for
     that and lies farther from the others than these from each other."""
     for end, sign in ((np.min, 1.0), (np.max, -1.0)):
-        if not len(values):
-            return values
         last = float(end(values))
-        if last not in NO_DATA and abs(last) < ENORMOUS:
+        if last not in no_data and abs(last) < ENORMOUS:
             continue
         rest = values[values != last].astype(np.float64)
         if len(rest) and sign * (float(end(rest)) - last) > float(np.ptp(rest)):
@@ -116,10 +126,26 @@ def _measured(values: Array) -> Array:
     return values
 
 
-def _some_values(images: Iterable[Array]) -> Array:
+def _some_values(images: Sequence[Array], specks: bool = True) -> Array:
     """Numbers of images spread evenly over each: up to about 512 × 512 of one."""
-    looked = [image[:: max(1, image.shape[0] // 256), :: max(1, image.shape[1] // 256)].ravel() for image in images]
-    return np.concatenate(looked) if looked else np.zeros(0)
+    looked = []
+    for image in images:
+        rows, columns = np.ix_(*(np.arange(0, n, max(1, n // 256)) for n in image.shape[:2]))
+        looked.append((image[rows, columns] if specks else _without_specks(image, rows, columns)).ravel())
+    return np.concatenate(looked)
+
+
+def _without_specks(image: Array, rows: Array, columns: Array) -> Array:
+    """The pixels at these rows and columns, none outside what two of its eight neighbours reach: what optics drew is
+    never one pixel wide and high, what a fault of the detector drew mostly is."""
+    (h, w), steps = image.shape[:2], [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if y or x]
+    around = np.sort([image[_mirrored(rows + y, h), _mirrored(columns + x, w)] for y, x in steps], axis=0)
+    return np.clip(image[rows, columns], around[1], around[-2])
+
+
+def _mirrored(at: Array, length: int) -> Array:
+    """Places one outside a side, as the place one inside of it."""
+    return (length - 1 - abs(length - 1 - abs(at))).clip(0)
 
 
 def range_in_words(dtype: str, value_range: Sequence[float]) -> str:

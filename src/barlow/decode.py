@@ -100,29 +100,30 @@ def header(file: IO[bytes] | bytes) -> Header:
         return Header(height, width, image.mode + seen)
 
 
-def decode(data: bytes, at_least: tuple[int, int] | None = None) -> Array:
+def decode(data: bytes, at_least: tuple[int, int] | None = None, fill: bool = True) -> Array:
     """The image as (h, w, c), uint8, uint16 or float32, by the table above; a fresh array that may be written to.
 
     ``at_least`` (height, width): a JPEG may come back at 1/2, 1/4 or 1/8 of its size, the smallest that is no smaller
-    than this on either side (decoded so, in a fraction of the time). Raises BadImage.
+    than this on either side (decoded so, in a fraction of the time). ``fill``: False keeps what is not finite, to
+    be counted. Raises BadImage.
     """
     file = io.BytesIO(data)
     with only_bad_images(file):
         if data.startswith(NPY_MAGIC):
             array_header(*_npy_header(file))
             file.seek(0)
-            return tidy(np.lib.format.read_array(file, allow_pickle=False))
+            return tidy(np.lib.format.read_array(file, allow_pickle=False), fill)
         image = _open(file)
         if image is None:
             *shape, numbers, dtype = tiff.header(file)
             array_header(tuple(shape), dtype, numbers)
-            return tidy(tiff.read(file))
+            return tidy(tiff.read(file), fill)
         turn = _orientation(image)
         if at_least is not None and image.format in ("JPEG", "MPO"):
             wanted = at_least if turn >= 5 else at_least[::-1]
             image.draft(None, (max(wanted[0], 1), max(wanted[1], 1)))
         plain = _flatten(image)
-        return tidy(np.array(plain.transpose(TURNS[turn]) if turn > 1 else plain))
+        return tidy(np.array(plain.transpose(TURNS[turn]) if turn > 1 else plain), fill)
 
 
 def _open(file: IO[bytes]) -> Image.Image | None:
@@ -190,8 +191,8 @@ def array_header(shape: tuple[int, ...], dtype: np.dtype[Any], numbers: int = 0)
     return Header(shape[0], shape[1], f"{name}x{(*shape, 1)[2]}")
 
 
-def tidy(array: Array) -> Array:
-    """Numbers of any kind, (h, w) or (h, w, c) → (h, w, c) uint8, uint16 or float32 without NaN or infinity."""
+def tidy(array: Array, fill: bool = True) -> Array:
+    """Numbers of any kind, (h, w) or (h, w, c) → (h, w, c) uint8, uint16 or float32, which is ``filled``."""
     array = array[:, :, None] if array.ndim == 2 else array
     if array.dtype.kind == "b":
         return array.astype(np.uint8) * np.uint8(255)
@@ -199,7 +200,12 @@ def tidy(array: Array) -> Array:
         return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which the next lines take out
         array = np.ascontiguousarray(array, np.float32)
-    if not (finite := np.isfinite(array)).all():
+    return filled(array) if fill else array
+
+
+def filled(array: Array) -> Array:
+    """Without NaN or infinity: in their place the least finite number of the channel. BadImage where there is none."""
+    if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
         if not finite.any():
             raise BadImage("holds no finite number")
         lowest = np.where(finite, array, np.inf).min((0, 1))

@@ -19,7 +19,7 @@ import pyarrow as pa
 from barlow import arrays, sources
 from barlow import index as tables
 from barlow.arrays import Held
-from barlow.convert import choose, convert, find_band, find_range, misfit
+from barlow.convert import choose, convert, find_range, misfit
 from barlow.decode import RULE, Header, mode_kind
 from barlow.errors import DataError, UserError
 from barlow.find import find, root_of
@@ -173,18 +173,20 @@ def _judged(found: Found, channels: int | None) -> tuple[pa.Table, Kind]:
     return table, (channels or chosen, dtype)
 
 
-def _images(found: Found, table: pa.Table, kind: Kind, value_range: tuple[float, float] | None) -> Images:
+def _images(
+    found: Found, table: pa.Table, kind: Kind, value_range: tuple[float, float] | None, held: Held | None = None
+) -> Images:
     rows, bad = tables.usable(table)
     sizes = np.stack([rows["height"].to_numpy(), rows["width"].to_numpy()], 1).astype(np.int64)
     labels = rows["label"].to_numpy().astype(np.int64) if "label" in rows.column_names else None
-    images = Images(found.kind, found.root, rows, bad, sizes, *kind, labels=labels)
+    images = Images(found.kind, found.root, rows, bad, sizes, *kind, labels=labels, held=held)
     images = replace(images, passed_over=found.passed_over, value_range=value_range or (0.0, 1.0))
-    floats = [mode for mode in tables.modes(rows) if mode_kind(mode)[1] == "float32"]
-    if value_range is None and floats:
-        images = replace(images, value_range=find_range(_some_of(images, floats)))
-    elif value_range is None and images.dtype == "uint16":
-        deep = [mode for mode in tables.modes(rows) if mode_kind(mode)[1] == "uint16"]
-        images = replace(images, value_range=find_band(_some_of(images, deep)))
+    modes = [(mode, mode_kind(mode)[1]) for mode in tables.modes(rows)]
+    deep = [mode for mode, dtype in modes if dtype == "float32"]
+    if not deep and images.dtype == "uint16":
+        deep = [mode for mode, dtype in modes if dtype == "uint16"]
+    if value_range is None and deep:
+        images = replace(images, value_range=find_range(_some_of(images, deep)))
     return images
 
 
@@ -264,15 +266,12 @@ def _from_held(held: Held, name: str, channels: int | None, value_range: tuple[f
         if why := misfit(mode, channels):
             raise UserError(f"{name} {why}: give another number of channels")
     whole = arrays.all_at_once(held)
-    if value_range is None and dtype != "uint8":
-        told_by = find_range if dtype == "float32" else find_band
-        value_range = told_by(_read_some(held.__getitem__, range(len(held))))
-    images = _images(Found("array", b"", table), table, (channels, dtype), value_range or (0.0, 1.0))
+    images = _images(Found("array", b"", table), table, (channels, dtype), value_range, held)
     images = replace(images, labels=held.labels)
     if whole is None:
-        return replace(images, held=held)
+        return images
     flat = convert(whole.reshape(len(whole), -1, whole.shape[3]), channels, dtype, images.value_range)
-    return replace(images, array=flat.reshape(*whole.shape[:3], channels))
+    return replace(images, array=flat.reshape(*whole.shape[:3], channels), held=None)
 
 
 def _recalled_array(held: Held, index: Path, table: pa.Table, settings: dict[str, Any]) -> Images:

@@ -120,15 +120,17 @@ class Images:
             return np.array(self.array[i])
         if self.raw is not None:
             return self.raw.read(i, self.sizes[i], self.channels, self.dtype)
-        array = self.held[i] if self.held is not None else self.decoded(i, at_least)
-        return convert(array, self.channels, self.dtype, self.value_range)
+        return convert(self.decoded(i, at_least), self.channels, self.dtype, self.value_range)
 
-    def decoded(self, i: int, at_least: tuple[int, int] | None = None) -> Array:
-        """Image ``i`` of a source of files as ``decode`` returns it, not yet converted; raises BadImage."""
+    def decoded(self, i: int, at_least: tuple[int, int] | None = None, fill: bool = True) -> Array:
+        """Image ``i`` of a source of files, or of arrays that are ``held``, before it is converted; raises BadImage.
+        ``fill`` as in ``decode``."""
+        if self.held is not None:
+            return self.held.read(i, fill)
         if (status := self.rows["status"][i].as_py()) != OK:
             raise BadImage(status)  # known since it was prepared
         try:
-            array = decode(read_row(self.rows, self.root, i), at_least)
+            array = decode(read_row(self.rows, self.root, i), at_least, fill)
         except BadImage:
             sources.gone(self.root)
             raise
