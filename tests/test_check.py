@@ -152,6 +152,18 @@ def test_arrays_and_many_channels(tmp_path: Path) -> None:
 def test_grey_saved_as_colour_is_said(tmp_path: Path) -> None:
     corpus.write(tmp_path, {f"{k}.png": encoded(scene(k)[..., :1].repeat(3, 2), "PNG") for k in range(4)})
     assert check(tmp_path)["problems"] == ["all images are grey although saved as colour: one channel is enough"]
+    corpus.write(tmp_path, {f"{k}.png": encoded(scene(k)[..., 0], "PNG") for k in range(10, 16)})
+    corpus.write(tmp_path, {"one.png": encoded(scene(20), "PNG")})
+    assert check(tmp_path)["problems"][0].startswith("10 of 11 images are grey: --channels 1 makes the others so")
+
+
+def test_copies_and_parts_before_a_fixed_camera_are_told_apart(tmp_path: Path) -> None:
+    part = scene(1)
+    noisy = [part + np.random.default_rng(k).integers(0, 9, part.shape, dtype=np.uint8) for k in range(3)]
+    corpus.write(tmp_path, {f"{k}.png": encoded(image, "PNG") for k, image in enumerate([*noisy, noisy[0], scene(2)])})
+    copies, near = check(tmp_path)["problems"]
+    assert copies.startswith("1 images are copies of others")
+    assert near.startswith("2 images are nearly the same as others when made small")
 
 
 def test_thumbnail_is_the_mean_of_its_cells() -> None:

@@ -109,6 +109,7 @@ def test_a_job_outlives_its_time_limit(tiny: Callable[..., Config], tmp_path: Pa
     [
         ("exit $((SLURM_RESTART_COUNT < 2 ? 75 : 0))", [75, 75, 0]),  # a node was lost, twice
         ("exit 75", [75] * 21),  # a disk that stays full
+        ("exit $((SLURM_RESTART_COUNT < 1 ? 137 : 0))", [137, 0]),  # one task of many killed
         ("exit 2", [2]),
         ("exit 143", [143]),  # scancel
     ],
@@ -116,6 +117,14 @@ def test_a_job_outlives_its_time_limit(tiny: Callable[..., Config], tmp_path: Pa
 def test_which_endings_are_queued_again(tmp_path: Path, barlow: str, codes: list[int]) -> None:
     environment = cluster(tmp_path, f"#!/bin/bash\n{barlow}\n")
     assert submit(tmp_path, environment, "photos/", "--out", "runs/photos")[0] == codes
+
+
+def test_a_controller_that_is_too_busy_to_answer(tmp_path: Path) -> None:
+    environment = cluster(tmp_path, "#!/bin/bash\nexit $((SLURM_RESTART_COUNT < 1 ? 75 : 0))\n")
+    (tmp_path / "bin" / "squeue").write_text(
+        "#!/bin/bash\necho 'slurm_load_jobs error: Socket timed out' >&2\nexit 1\n"
+    )
+    assert submit(tmp_path, environment, "photos/", "--out", "runs/photos")[0] == [75, 0]
 
 
 def test_what_the_script_asks_of_slurm() -> None:

@@ -32,6 +32,7 @@ COMPARED = 50_000  # images compared with each other for near duplicates; of mor
 SMALLEST = 8  # pixels: a short side below it is tiny in any data set
 TINY = 0.25  # of the median short side
 FLAT = 2 / 255  # an image whose channels vary by no more is constant; a colour image so close to grey is grey
+MOSTLY = 0.9  # share of grey images from which on the few in colour are asked about
 MAX_BAD = 0.05  # share of unreadable images from which on pretrain would stop
 
 
@@ -224,14 +225,19 @@ def verdict(report: Report) -> Report:
         stops.append("all images are constant: there is nothing to learn")
     elif n > 1 and report["exact_duplicates"]["count"] == n - 1:
         stops.append("all images are one and the same: there is nothing to tell apart")
-    doubles = report["exact_duplicates"]["count"] + report["near_duplicates"]["count"]
-    if doubles > 0.1 * n:
-        looks.append(f"{doubles:,} images are duplicates: views of different images should differ, so remove them")
+    if (copies := report["exact_duplicates"]["count"]) > 0.1 * n:
+        looks.append(f"{copies:,} images are copies of others: views of different images should differ, so remove them")
+    if (near := report["near_duplicates"]["count"]) > 0.1 * n:
+        looks.append(f"{near:,} images are nearly the same as others when made small: remove what are copies; parts "
+                     "before a fixed camera are none, but see that crops show what differs")  # fmt: skip
     if report["animated"]:
         looks.append(f"{report['animated']:,} files hold several pages or frames, of which only the first is used: "
                      "save the others as images of their own if they should be learned from")  # fmt: skip
     if report["channels"] == 3 and n and report["grey_saved_as_colour"] == n:
         looks.append("all images are grey although saved as colour: one channel is enough")
+    elif report["channels"] == 3 and n and report["grey_saved_as_colour"] >= MOSTLY * n:
+        looks.append(f"{report['grey_saved_as_colour']:,} of {n:,} images are grey: --channels 1 makes the others so, "
+                     "and chooses views for grey images")  # fmt: skip
     for leak in report["leaks"]:
         if shared := leak["exact"]["count"] + leak["near"]["count"]:
             looks.append(f"{' and '.join(leak['between'])} share {shared:,} images: results on one would be too good")
