@@ -89,7 +89,7 @@ def test_batch_fits_the_images(images: int, batch: int) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"batch_size": 7900}, "batch_size = 7900 is larger than the 7,488 images"),
+        ({"batch_size": 7900}, "batch_size = 7900 is larger than the 7,744 images"),
         ({"channels": 3, "mean": (0.1,)}, "mean has 1 values for 3 channels"),
         ({"twins": "unshared", "views": ({}, {}, {})}, "two views, not 3"),
     ],

@@ -24,7 +24,8 @@ from barlow.batches import Batch, Stream
 from barlow.config import read_toml
 from barlow.encoder import untrained
 from barlow.errors import NumbersError, Stopped, UserError
-from barlow.length import FINISH_SECONDS, LAST_LOOK, Pace
+from barlow.length import FINISH_SECONDS, Pace
+from barlow.looks import LIDAR
 from barlow.prepare import Ready
 from barlow.runlog import read_metrics
 
@@ -188,14 +189,15 @@ def test_minutes_do_not_change_the_bits(tiny: Make, tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("every", [None, 7])
 def test_the_steps_that_fit_in_a_time(every: int | None) -> None:
     """As many looks as the run will have are counted: few in a short run, hundreds in a long one of quick steps."""
-    pace = Pace(step=0.01, look=2.0)
+    pace, config = Pace(step=0.01, look=2.0), Config(health_every=every, batch_size=256, held_out=256)
     for seconds in (20.0, 100.0, 36000.0):
-        steps = pace.steps_in(seconds, every)
-        assert pace.whole(steps, every) <= seconds < pace.whole(steps + 1, every) + pace.look
-    looks = 2 + LAST_LOOK  # before the first step, and after the last with LiDAR
-    assert pace.whole(5, every) == pytest.approx(5 * 0.01 + looks * 2.0 + FINISH_SECONDS)
-    assert pace.whole(70000, None) == pytest.approx(700 + (141 + LAST_LOOK) * 2.0 + FINISH_SECONDS)
-    assert pace.steps_in(1.0, every) == 1
+        steps = pace.steps_in(seconds, config)
+        assert pace.whole(steps, config) <= seconds < pace.whole(steps + 1, config)
+    few = 2 + LIDAR  # looks: before the first step, and after the last with LiDAR
+    assert pace.whole(5, config) == pytest.approx(5 * 0.01 + few * 2.0 + FINISH_SECONDS)
+    many = 141 if every is None else 10_001
+    assert pace.whole(70000, config) == pytest.approx(700 + (many + LIDAR) * 2.0 + FINISH_SECONDS)
+    assert pace.steps_in(1.0, config) == 1
 
 
 def test_a_dry_run_of_minutes_takes_them(tiny: Make, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:

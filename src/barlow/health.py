@@ -34,7 +34,9 @@ from barlow.neighbours import (
     occupancy,
     paired,
     self_cluster,
+    twins,
     twins_found,
+    twins_near,
     view_gap,
 )
 from barlow.verdict import Diagnosis, judge
@@ -63,6 +65,7 @@ __all__ = [
     "spectrum",
     "spectrum_alpha",
     "twins_found",
+    "twins_near",
     "view_gap",
 ]
 
@@ -109,9 +112,10 @@ def measure(z: ArrayLike, z_b: ArrayLike | None = None) -> dict[str, float]:
 
 
 def measure_pair(z_a: ArrayLike | Sample, z_b: ArrayLike) -> dict[str, float]:
-    """The measures of two views (n, d) of the same images alone: mean_diagonal, twins_found, view_gap."""
+    """The measures of two views (n, d) of the same images alone: mean_diagonal, twins_found, twins_near, view_gap."""
     a, b = paired(z_a if isinstance(z_a, Sample) else _rows(z_a), _rows(z_b))
-    return {"mean_diagonal": mean_diagonal(a, b), "twins_found": twins_found(a, b), "view_gap": view_gap(a, b)}
+    found, near = twins(a, b)
+    return {"mean_diagonal": mean_diagonal(a, b), "twins_found": found, "twins_near": near, "view_gap": view_gap(a, b)}
 
 
 def diagnose(

@@ -12,18 +12,18 @@ import torch
 from barlow import ranks
 from barlow.config import Config
 from barlow.endings import out_of_memory_in_words
-from barlow.held_out import LIDAR_VIEWS, health_lines
+from barlow.held_out import health_lines
 from barlow.launch import patience
+from barlow.looks import LIDAR, looks
 from barlow.plan import Choice
 from barlow.prepare import Ready
 from barlow.readers import batches
-from barlow.session import looks_every, readers
+from barlow.session import readers
 from barlow.train import one_step
 
 TRIAL_SECONDS = 6.0  # of timed steps at most; less where the whole run is short
 TRIAL_STEPS = 200  # at most
 FINISH_SECONDS = 6.0  # for the last save, the encoder and the report
-LAST_LOOK = LIDAR_VIEWS / 3  # looks that LiDAR at the end is as long as: a look is at three views of each image
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,13 @@ class Pace:
     step: float
     look: float
 
-    def whole(self, steps: int, every: int | None) -> float:
-        """Seconds that a run of so many steps takes, with a look every so many (None: as the run would choose)."""
-        looks = 1 - (-steps // (every or looks_every(steps))) + LAST_LOOK
-        return steps * self.step + looks * self.look + FINISH_SECONDS
+    def whole(self, steps: int, config: Config) -> float:
+        """Seconds that a run of so many steps takes, with its looks, LiDAR, the last save and the report."""
+        return steps * self.step + (looks(config, steps).count + LIDAR) * self.look + FINISH_SECONDS
 
-    def steps_in(self, seconds: float, every: int | None) -> int:
+    def steps_in(self, seconds: float, config: Config) -> int:
         """The most steps that take so long, at least one."""
-        return max(1, bisect_right(range(1, 10**9), seconds, key=lambda steps: self.whole(steps, every)))
+        return max(1, bisect_right(range(1, 10**9), seconds, key=lambda steps: self.whole(steps, config)))
 
 
 def steps_of_epochs(config: Config, images: int) -> Choice:
@@ -56,7 +55,7 @@ def steps_of_minutes(config: Config, pace: Pace, images: int, left: float) -> Ch
     The machine may be busier later, and the run longer: the number stays, for a resume must be exact. ``images``: those
     trained on.
     """
-    steps: int = ranks.broadcast(pace.steps_in(left, config.health_every))
+    steps: int = ranks.broadcast(pace.steps_in(left, config))
     epochs = steps * (config.batch_size or 1) / images
     length = "1 minute" if config.minutes == 1 else f"{config.minutes:g} minutes"
     return Choice("steps", steps, f"{length} at {pace.step * 1e3:.0f} ms each; {epochs:.1f} epochs")

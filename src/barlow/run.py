@@ -26,6 +26,7 @@ from barlow.images import Images, open_images, write_index
 from barlow.launch import for_a_later_call, launch
 from barlow.length import TRIAL_SECONDS, Pace, steps_of_epochs, steps_of_minutes, trial
 from barlow.loggers import check_installed, copies
+from barlow.looks import looks
 from barlow.own import Own, own
 from barlow.plan import RULES, Choice, Findings
 from barlow.prepare import Ready, ready
@@ -38,7 +39,7 @@ from barlow.resume import FREE, check_allowed, check_index, continued
 from barlow.roll_call import roll_call
 from barlow.runlog import Run, check_place, check_text, open_run
 from barlow.saver import Saver
-from barlow.session import Session, looks_every
+from barlow.session import Session
 from barlow.signals import Deadline, StopRequest, kill_workers, parse_duration
 from barlow.survey import show_choices, survey
 from barlow.train import train
@@ -225,13 +226,12 @@ def fix_length(begun: Begun, fabric: Fabric, mine: Own, started: float, quiet: b
     elif config.steps is None:
         chosen.append(steps_of_epochs(config, len(begun.images)))
     config = config.replace(**{choice.word: choice.value for choice in chosen})
-    if config.health_every is None:
-        every = looks_every(config.steps or 1)
-        chosen.append(Choice("health_every", every, "steps between two looks at the held-out images"))
-        config = config.replace(health_every=every)
     if not quiet:
         for choice in chosen:
             say_choice(choice.word, choice.value, choice.reason)
+        if config.health_every is None:
+            planned = looks(config, config.steps or 1)
+            say_choice("health_every", planned.every, f"{planned.count} looks at the held-out images in all")
         if config.checkpoint_every is None:
             say_choice("checkpoint_every", "10 minutes", "a run that is killed loses no more; and at the end")
     if begun.run:
@@ -278,7 +278,7 @@ def show_plan(config: Config, fabric: Fabric, images: Any, mine: Own) -> Path:
     pace = trial(ready(resolved, fabric, opened, mine), TRIAL_SECONDS)
     config = fix_length(Begun(resolved, opened, None, True), fabric, mine, started, False, pace).config
     steps = config.steps or 0
-    total = duration(time.monotonic() - started + pace.whole(steps, config.health_every))
+    total = duration(time.monotonic() - started + pace.whole(steps, config))
     memory = readable(peak_memory(fabric.device.type))
     say_choice("plan", f"{steps:,} steps", f"{pace.step * 1e3:.0f} ms each, about {total} in all; peak memory {memory}")
     return Path(resolved.out or ".")

@@ -22,6 +22,7 @@ from barlow.console import say
 from barlow.errors import NumbersError
 from barlow.held_out import health_lines
 from barlow.images import Bad
+from barlow.looks import looks
 from barlow.optimizer_state import flatten_optimizer, parameter_names, unflatten_optimizer
 from barlow.prepare import Ready
 from barlow.quarantine import Quarantine
@@ -55,11 +56,6 @@ def readers(source: Stream, workers: int) -> tuple[int, str | None]:
     return fit_shared_memory(workers, batch, AHEAD + 2)  # two wait in this process
 
 
-def looks_every(steps: int) -> int:
-    """Steps between two looks at the held-out images, unless health_every says otherwise: about 20 looks a run."""
-    return int(np.clip(steps // 20, 20, 500))
-
-
 @final
 class Session:
     """The state of the loop beside the network. ``run`` and ``saver`` are None on all processes but the first.
@@ -80,7 +76,7 @@ class Session:
         self.watch = Watch()
         self.quarantine: Quarantine | None = None
         self.log_every = max(1, steps // LINES)
-        self.health_every = parts.config.health_every or looks_every(steps)
+        self.looks = looks(parts.config, steps)
         self.started = self.saved = self._last = time.monotonic()
         self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT)
 

@@ -17,6 +17,7 @@ from barlow.console import Display, say
 from barlow.endings import NotFinite, collapse, diverged, farewell, trouble
 from barlow.errors import NumbersError
 from barlow.launch import patience
+from barlow.looks import warm_up
 from barlow.microbatch import backward
 from barlow.network import OneTwin
 from barlow.objective import BarlowTwinsLoss, Terms, barlow_twins_loss
@@ -70,7 +71,7 @@ def train(session: Session, stop: StopRequest, *, quiet: bool = False) -> None:
                 session.log("train", **line)
                 worry(session, line, quiet)
                 display.update(step=session.step, **line)
-            if session.due(session.health_every):
+            if session.looks.due(session.step):
                 session.log_speed()
                 display.update(**session.look(warm_up=warming_up(session)))
             display.update(**session.speed())
@@ -117,8 +118,8 @@ def worry(session: Session, line: Mapping[str, float], quiet: bool) -> None:
 
 
 def warming_up(session: Session) -> bool:
-    """Early on few directions are learned, which is no alarm: the rate's warm-up, and at least thirty steps."""
-    return session.step < max(30, (session.parts.config.warmup or 0) * session.steps)
+    """Whether the run is still in its first steps."""
+    return session.step < warm_up(session.parts.config, session.steps)
 
 
 def one_step(parts: Ready, batch: Batch, steps: int) -> tuple[Terms, float, bool]:
