@@ -88,6 +88,23 @@ def test_twins_found_by_hand() -> None:
     assert health.twins_found(draw.standard_normal((400, 20)), draw.standard_normal((400, 20))) < 0.02
 
 
+def test_twins_near_by_hand() -> None:
+    a = np.eye(4) + 0.1
+    assert health.twins_near(a, 7 * a) == 1
+    assert health.twins_near(np.ones((5, 3)), np.ones((5, 3))) == 1 - np.log(5) / np.log(120) * 5  # all last
+    turned = np.stack([[np.cos(t), np.sin(t)] for t in (0.0, 0.2, 0.5)])
+    # the first view is paired with the last: both are the farthest of all from their own, the middle one the nearest
+    places = [3, 1, 3, 3, 1, 3]
+    assert np.isclose(health.twins_near(turned, turned[::-1]), 1 - np.log(places).mean() / np.log([1, 2, 3]).mean())
+    draw = np.random.default_rng(0)
+    z, w = draw.standard_normal((2, 400, 20))
+    assert abs(health.twins_near(z, w)) < 0.03  # chance
+    assert np.isclose(health.twins_near(z, w), health.twins_near(w, z))
+    doses = [health.twins_near(z, z + share * w) for share in (0.5, 1.0, 2.0, 4.0)]
+    assert doses == sorted(doses, reverse=True)
+    assert doses[-1] > 0.1 > health.twins_found(z, z + 4.0 * w)  # it still tells where few are found
+
+
 def test_lidar_counts_what_separates_images() -> None:
     draw = np.random.default_rng(0)
     centres = np.zeros((200, 1, 10))

@@ -63,6 +63,15 @@ def test_run_folder_as_promised(tiny: Make) -> None:
     assert json.loads((run / "environment.json").read_text())["torch"] == torch.__version__
 
 
+def test_every_look_remembers_how_near_the_twins_were_at_first(tiny: Make) -> None:
+    run = pretrain(tiny(health_every=3), quiet=True)
+    looks = [line for line in lines(run, "health") if line["of"] == "embedding"]
+    assert [line["step"] for line in looks] == [0, 3, 6, 8]
+    assert {line["twins_near_first"] for line in looks} == {looks[0]["twins_near"]}
+    assert looks[0]["verdict"] != "healthy"  # nothing can be said of a network that nothing was done to
+    assert not any("twins_near_first" in line for line in lines(run, "health") if line["of"] == "features")
+
+
 def test_same_seed_same_bits_other_seed_other_bits(tiny: Make, tmp_path: Path) -> None:
     a = pretrain(tiny(), quiet=True)
     b = pretrain(tiny(out=str(tmp_path / "b")), quiet=True)

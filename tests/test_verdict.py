@@ -140,6 +140,22 @@ def test_copies_in_an_embedding_in_training_are_never_forced(changes: dict[str, 
     assert changes.get("participation", 4.1) > 4 or judge(FINE | changes).verdict == "healthy"
 
 
+@pytest.mark.parametrize(("near", "first", "word"), [
+    (0.29, 0.22, "not learning yet"), (0.30, 0.22, "healthy"), (0.10, 0.22, "not learning yet"),
+    (0.06, -0.02, "not learning yet"), (0.09, -0.02, "healthy"),
+    (0.22, 0.22, "not learning yet"),  # before the first step
+    (0.89, 0.89, "not learning yet"), (0.5, 0.91, "healthy"),  # no way left to measure
+])  # fmt: skip
+def test_learned_is_what_brings_the_twins_nearer_than_they_were(near: float, first: float, word: str) -> None:
+    """Batches of four, huge λ, a shared frame: nothing has collapsed, and nothing is learned."""
+    found = judge(FINE | {"twins_near": near, "twins_near_first": first}, embedding=True)
+    assert found.verdict == word
+    assert word == "healthy" or f"{near:.2f}, then {first:.2f}" in found.sentence
+    assert judge(FINE | {"twins_near": near}, embedding=True).verdict == "healthy"  # nobody knows how it began
+    low = judge(FINE | {"twins_near": near, "twins_near_first": first, "effective_rank": 3.0}, embedding=True)
+    assert low.verdict == "dimensional collapse"  # an alarm comes first
+
+
 def test_every_word_has_causes_and_a_remedy() -> None:
     assert set(CAUSES) == set(REMEDIES) == set(WORDS)
     assert all(CAUSES[word] for word in WORDS if word != "healthy")

@@ -125,14 +125,21 @@ def part(batch: Batch, rows: slice) -> Batch:
 
 
 def health_lines(
-    step: int, out: dict[str, Tensor], *, warm_up: bool, shared: bool = True, train_diagonal: float | None = None
+    step: int,
+    out: dict[str, Tensor],
+    *,
+    warm_up: bool,
+    shared: bool = True,
+    train_diagonal: float | None = None,
+    first: float | None = None,
 ) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl of kind "health": of the encoder's output first, of the projector's last.
 
     The encoder's output is that of the clean images, as it will be used; whether twins are found is asked of the views.
     Two networks (not ``shared``) give features that have no direction in common, so each encoder is judged by itself,
     the second in a line of its own; the embeddings are compared as ever. ``train_diagonal``: mean diagonal of the
-    cross-correlation in the last batches, if there were any.
+    cross-correlation in the last batches, if there were any. ``first``: ``twins_near`` of the embedding before the
+    first step, which is known once that has been looked at.
     """
     z = {name: value.numpy() for name, value in out.items()}
     features = measure(z["features"])
@@ -144,6 +151,8 @@ def health_lines(
     embedding = measure(z["embedding_a"], z["embedding_b"])
     if train_diagonal is not None:
         embedding["train_diagonal"] = train_diagonal
+    if first is not None or step == 0:
+        embedding["twins_near_first"] = embedding["twins_near"] if first is None else first
     judged["embedding"] = judge(embedding, warm_up=warm_up, embedding=True)
     return [
         {"kind": "health", "step": step, "of": of, **_words(found), **found.measures} for of, found in judged.items()

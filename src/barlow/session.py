@@ -69,6 +69,7 @@ class Session:
         self.measure, self.best = 0.0, (0, 0.0)
         self.losses: list[float] = []  # those logged
         self.diagonals: list[float] = []  # mean diagonals, likewise
+        self.first: float | None = None  # how near the untrained network's twins are, once it has been looked at
         self.worried = False
         self._saved_step = -1
         self._refused = False  # metrics.jsonl did not reach the disk, so no save was begun
@@ -99,6 +100,9 @@ class Session:
         looks = [line for line in told if line["kind"] == "health"]
         for _, look in groupby(looks, key=lambda line: int(line["step"])):
             self.watch.see(look)
+        self.first = next(
+            (line["twins_near"] for line in looks if line["step"] == 0 and "twins_near_first" in line), None
+        )
         self.losses, self.diagonals = (
             [math.nan if line[name] is None else line[name] for line in told if line["kind"] == "train"]
             for name in ("loss", "diagonal")
@@ -187,8 +191,10 @@ class Session:
         out = parts.held_out.outputs(parts.network, parts.fabric.autocast)
         lately = statistics.fmean(self.diagonals[-LATELY:]) if self.diagonals else None
         lines = health_lines(
-            self.step, out, warm_up=warm_up, shared=len(parts.network.encoders) == 1, train_diagonal=lately
-        )
+            self.step, out, warm_up=warm_up, shared=len(parts.network.encoders) == 1, train_diagonal=lately,
+            first=self.first,
+        )  # fmt: skip
+        self.first = lines[-1].get("twins_near_first")
         if self.step == self.steps:
             for of, value in parts.held_out.lidar(parts.network, parts.fabric.autocast).items():
                 next(line for line in lines if line["of"] == of)["lidar"] = value

@@ -26,6 +26,9 @@ collapsed ones showed; ``benchmarks/verdicts.py`` holds the cases and prints whi
    diagonal < 0.2 and twins found below 10 %: untrained networks have about 0.2 and 5 %, on small gray images. Or, of an
    embedding in training, a mean diagonal below 0.1 in the last batches, whatever the held-out images say: then what
    is trained on are not views of one image. (An encoder that is only decorrelated keeps finding twins for long.)
+   Or, of the same, twins hardly nearer than to the network of before the first step, which is asked, too: of the way
+   from there to finding all (``twins_near``) less than a tenth is gone. What nothing is learned of stands at 0 or
+   below for good; a tenth is five times the error of 256 images. Not asked where the first network was near 0.9.
 7. healthy — none of these.
 
 From fewer than 16 images rules 3 to 5 do not speak: chance alone can make so few look flat, copied or clustered.
@@ -39,6 +42,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+WAY = 0.1  # of the way from the untrained network's twins_near to 1, below which nothing much has been learned
+FOUND = 0.9  # twins_near of an untrained network from which on there is no way left to measure
 COPIED = 0.75  # share of copied dimensions that is too large in an embedding in training, whatever the spectrum
 
 WORDS = (
@@ -87,7 +92,8 @@ CAUSES: dict[str, tuple[str, ...]] = {
         "training has only just begun",
         "the learning rate is too low or too high",
         "λ is so large that the agreement of the views hardly counts",
-        "the views are so strong that nothing common is left in them, or all images are nearly the same picture",
+        "the views are so strong that little is left in both that tells images apart, or all images are nearly alike",
+        "the batch is tiny: what it says of the dimensions is mostly chance",
         "what is given as two views of one image, or as a pair, does not belong together",
     ),
 }
@@ -147,7 +153,7 @@ def _first(m: Mapping[str, float], warm_up: bool, embedding: bool) -> tuple[str,
 
 
 def _complete(m: Mapping[str, float], warm_up: bool) -> str:
-    spread, unrelated = m["relative_spread"], _unlearned(m) is not None
+    spread, unrelated = m["relative_spread"], _unrelated(m) is not None
     living = max(m["d"] * (1 - m["dead_dimensions"]), 1)
     white = 1 / (1 / living + 1 / max(m["n"] - 1, 1))
     if spread < 1e-3:
@@ -202,6 +208,18 @@ def _low_rank(m: Mapping[str, float], embedding: bool) -> tuple[str, str] | None
 
 
 def _unlearned(m: Mapping[str, float]) -> tuple[str, str] | None:
+    if found := _unrelated(m):
+        return found
+    first, near = m.get("twins_near_first", 1.0), m.get("twins_near", 1.0)
+    if first >= FOUND or near >= first + WAY * (1 - first):
+        return None
+    return "not learning yet", (
+        f"The two views of an image stand hardly nearer to each other than before the first step: {near:.2f}, then "
+        f"{first:.2f} (1: always the nearest of all, 0: chance)."
+    )
+
+
+def _unrelated(m: Mapping[str, float]) -> tuple[str, str] | None:
     if m.get("train_diagonal", 1.0) < 0.1:
         return "not learning yet", (
             f"In training the two views of an image agree by {m['train_diagonal']:.2f}, which is not at all (mean "
