@@ -122,7 +122,23 @@ ODD: dict[str, tuple[bytes, Any, str]] = {
 
 BANDS = picture(20, 30, 13)
 DEEP_BANDS = BANDS.astype(np.uint16) * 200
+STACK = np.arange(2 * 3 * 4 * 5, dtype=np.uint16).reshape(2, 3, 4, 5) * 9  # times, channels, rows, columns
 ODD |= {
+    "32-bit tiff without signs": (
+        tif(np.uint32([[0, 5], [3_000_000_000, 7]])),
+        np.float32([[[0], [5]], [[3e9], [7]]]),
+        "I",
+    ),
+    "8-bit tiff with signs": (
+        tif(np.int8([[-128, 0], [5, 127]])),
+        np.float32([[[-128], [0]], [[5], [127]]]),
+        "float32x1",
+    ),
+    "a microscope's times and channels": (
+        tif(STACK, ome=True, metadata={"axes": "TCYX"}),
+        STACK[0].transpose(1, 2, 0),
+        "uint16x3 animated",
+    ),
     "13 bands": (tif(BANDS, photometric="minisblack", planarconfig="contig"), BANDS, "uint8x13"),
     "13 bands of 16 bits, planes": (
         tif(DEEP_BANDS.transpose(2, 0, 1).copy(), photometric="minisblack", planarconfig="separate"),
@@ -151,7 +167,7 @@ ODD |= {
         tif(np.stack([BANDS[:, :, :2].transpose(2, 0, 1), BANDS[:, :, 2:4].transpose(2, 0, 1)]), ome=True,
             metadata={"axes": "ZCYX"}),
         BANDS[:, :, :2],
-        "uint8x2",
+        "uint8x2 animated",
     ),
     "float bands": (
         tif(BANDS.astype(np.float64), photometric="minisblack", planarconfig="contig"),

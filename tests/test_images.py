@@ -282,6 +282,11 @@ def specks(name: str, images: Array) -> None:
         images[:, 0, 0], images[:, 3, 31], images[:, 23, 9], images[:, 11, 11:13] = 65535, 41000, 0, 50000
     elif name == "a border of 0":
         images[:, :4], images[:, :, -2:] = 0, 0
+    elif name == "a border of 0 beside low values":
+        images -= 15000
+        images[:, :4] = 0
+    elif name == "a hot pixel within a quarter":
+        images[0, 5, 7] = 27000
     elif name == "saturated":
         images[2, 5:9, 5:9] = 65535
     elif name == "a spot":
@@ -291,7 +296,8 @@ def specks(name: str, images: Array) -> None:
 
 
 @pytest.mark.parametrize("name", ["one hot pixel", "hot pixels everywhere", "hot and dead pixels, the same in each",
-                                  "a border of 0", "saturated", "a spot", "a line"])  # fmt: skip
+                                  "a border of 0", "a border of 0 beside low values", "a hot pixel within a quarter",
+                                  "saturated", "a spot", "a line"])  # fmt: skip
 def test_faults_of_a_detector_do_not_set_the_range_and_what_optics_drew_does(name: str) -> None:
     """Kills: one pixel at 65,535 that leaves 16 bits as they are; a bright spot that is lost."""
     images = np.random.default_rng(0).integers(20000, 20301, (8, 24, 32, 1)).astype(np.uint16)
@@ -301,8 +307,16 @@ def test_faults_of_a_detector_do_not_set_the_range_and_what_optics_drew_does(nam
     if name in ("a spot", "a line"):
         assert found == (0.0, 1.0)
     else:
-        assert np.abs(np.subtract(found, clean)).max() * 65535 < 30
+        lower = 15000 if "low values" in name else 0
+        assert np.abs(np.subtract(found, clean) * 65535 + lower).max() < 30
     assert open_images(list(images)).value_range == found
+
+
+def test_single_photons_are_no_faults() -> None:
+    """Kills: a range for which a pixel that counted three is no brighter than one that counted one."""
+    for mean in (0.02, 0.1, 1, 30):
+        counts = np.random.default_rng(0).poisson(mean, (32, 64, 64, 1)).astype(np.uint16)
+        assert open_images(counts).value_range[1] * 65535 >= counts.max()
 
 
 def test_a_list_of_mixed_numbers_is_scaled_as_a_folder_of_them_is(tmp_path: Path) -> None:

@@ -34,6 +34,11 @@ class Held:
     labels: Array | None = None
     file: str = ""
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether this is one array in memory."""
+        return self.array is not None and not self.file
+
     def __len__(self) -> int:
         return len(self.parts) if self.array is None else len(self.array)
 
@@ -130,9 +135,9 @@ def _with_channels(array: Array, name: str) -> Array:
 def all_at_once(held: Held) -> Array | None:
     """All images as one tidy (n, h, w, c) array where that is one in memory, and all of it finite, else None. Raises
     UserError where nothing is."""
-    if held.array is None or held.file:
-        return None
     array = held.array
+    if array is None or not held.in_memory:
+        return None
     array = tidy(array.reshape(len(array), -1, array.shape[3]), fill=False).reshape(array.shape)
     finite = np.isfinite(array) if array.dtype.kind == "f" else np.ones(1, bool)
     if not finite.any():

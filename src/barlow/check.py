@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from barlow.convert import FULL, WHOLE, convert
+from barlow.convert import FULL, beyond, convert
 from barlow.decode import filled, mode_kind
 from barlow.duplicates import SIDE, groups, near_pairs, normalised, same, thumbnail
 from barlow.errors import UserError
@@ -49,7 +49,7 @@ class Looked:
     constant: Array  # (n,) bool
     grey: Array  # (n,) bool: three channels that are equal
     filled: Array  # (n,) numbers that were NaN or infinite, and are replaced
-    clipped: Array  # (n,) share of the numbers that lie at or beyond the ends of a range that is stretched
+    clipped: Array  # (n,) share of the numbers that lie beyond the range and become its ends
 
     @property
     def good(self) -> Array:
@@ -62,24 +62,25 @@ def look(images: Images) -> Looked:
     n, c = len(images), images.channels
     flags, counts = np.zeros((2, n), bool), np.zeros((2, n))
     small, moments = np.zeros((n, SIDE, SIDE), np.uint8), np.zeros((2, n, c))
+    if images.beyond is not None:
+        counts[1] = images.beyond
     out = Looked(images, {}, [b""] * n, small, moments[0], moments[1], flags[0], flags[1], counts[0], counts[1])
     kinds = [mode_kind(mode)[1] for mode in images.rows["mode"].to_pylist()]
-    stretched = tuple(images.value_range) != WHOLE
     full = FULL[images.dtype]
 
     def one(i: int) -> None:
         try:
-            if kinds[i] == "float32" and images.array is None:
+            if kinds[i] != "uint8" and images.array is None:
                 real = images.decoded(i, fill=False)
                 out.filled[i] = real.size - np.isfinite(real).sum()
-                array = convert(filled(real), c, images.dtype, images.value_range)
+                real = filled(real)
+                out.clipped[i] = beyond(real, images.value_range)
+                array = convert(real, c, images.dtype, images.value_range)
             else:
                 array = images.read(i, (LOOK, LOOK))
         except BadImage as bad:
             out.reasons[i] = bad.reason
             return
-        if stretched and kinds[i] != "uint8":
-            out.clipped[i] = ((array == 0) | (array == full)).mean()
         pixels = array.reshape(-1, c)
         out.digests[i] = _digest(images, i, array)
         out.small[i] = np.rint(thumbnail(array) * (255 / full))

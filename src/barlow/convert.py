@@ -19,6 +19,7 @@ LUMA = np.array([19595, 38470, 7471]) / 65536  # Pillow's weights (ITU-R 601-2)
 PERCENTILES = (0.1, 99.9)
 WHOLE = (0.0, 1.0)  # the range of values that leaves images as they are
 NO_DATA, ENORMOUS = (-9999.0, -99999.0, -32768.0, -32767.0), 1e15  # what maps hold where nothing was measured
+FAR = 4  # times what is used of 16 bits: how far faults of a detector reach that do not count
 NARROW, MARGIN = 0.25, 0.1  # of 16 bits: the part below which it is stretched, and what is added to it at both ends
 
 
@@ -72,6 +73,14 @@ def convert(array: Array, channels: int, dtype: str, value_range: tuple[float, f
     return array if own == channels else _luma(array)
 
 
+def beyond(array: Array, value_range: tuple[float, float]) -> float:
+    """The share of the numbers of an image, as it was decoded, that lie beyond the range and become an end of it."""
+    if array.dtype.name not in ("uint16", "float32") or (array.dtype.name == "uint16" and value_range == WHOLE):
+        return 0.0
+    low, high = (value * FULL[array.dtype.name] for value in value_range)
+    return float(((array < low) | (array > high)).mean())
+
+
 def _luma(array: Array) -> Array:
     if array.dtype == np.uint8:
         return np.array(Image.fromarray(array).convert("L"))[:, :, None]
@@ -86,8 +95,8 @@ def find_range(images: Iterable[Array]) -> tuple[float, float]:
     float32: (0, 1) where all lie between, else the 0.1 and 99.9 percentiles of what was measured: numbers for "no data"
     are not. uint16: (0, 1) where more than a quarter of the full range is used, else all that is used, with a margin:
     of cameras with 12 bits, or of detectors with an offset, where brightness and contrast drawn for the full range
-    would drown what the images show (docs/log.md, "16 bits of which few are used"). What keeps the used part from being
-    a quarter may be faults: single hot or dead pixels, and a border of 0 or 65535 (docs/log.md, "Hot pixels").
+    would drown what the images show (docs/log.md, "16 bits of which few are used"). Single hot or dead pixels, and a
+    border of 0 or 65535, are not what is used, where they lie far from the rest (docs/log.md, "Hot pixels").
     """
     looked = list(images)
     floats = [image for image in looked if image.dtype == np.float32]
@@ -105,12 +114,12 @@ def _float_range(values: Array) -> tuple[float, float]:
 
 def _band(images: Sequence[Array]) -> tuple[float, float]:
     full = FULL["uint16"]
-    for values in (_some_values(images), _measured(_some_values(images, specks=False), (0, full))):
-        low, high = int(values.min()) / full, int(values.max()) / full
-        margin = MARGIN * (high - low)
-        if 0 < high - low < NARROW:
-            return max(0.0, low - margin), min(1.0, high + margin)
-    return WHOLE
+    values, clean = _some_values(images), _measured(_some_values(images, specks=False), (0, full))
+    if int(np.ptp(values)) > FAR * int(np.ptp(clean)) > 0:
+        values = clean
+    low, high = int(values.min()) / full, int(values.max()) / full
+    margin = MARGIN * (high - low)
+    return (max(0.0, low - margin), min(1.0, high + margin)) if 0 < high - low < NARROW else WHOLE
 
 
 def _measured(values: Array, no_data: Sequence[float]) -> Array:

@@ -11,7 +11,7 @@ RGB, YCbCr, Lab                        (h, w, 3) uint8, as sRGB
 RGB with transparency, palette         (h, w, 3) uint8, laid on white where transparent
 CMYK                                   (h, w, 3) uint8, by Pillow's formula
 grey, 16 bits                          (h, w, 1) uint16
-grey, 32-bit integers or floats        (h, w, 1) float32, unscaled
+grey, 32-bit integers or floats        (h, w, 1) float32, unscaled; signed 16 bits, too
 colour PNG of 16 bits                  (h, w, 3) uint8: the upper byte (all that Pillow reads)
 TIFF of 16 bits with colour, or of     (h, w, c) uint8, uint16 or float32 (needs tifffile; see ``barlow.tiff``);
 other channels than those above        an extra channel is transparency only where the file says so
@@ -28,9 +28,10 @@ bad: grey rows in place of missing ones would be learnt. The rule has a number, 
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Any
 
 import numpy as np
@@ -91,7 +92,8 @@ def header(file: IO[bytes] | bytes) -> Header:
         image = _open(file)
         if image is None:
             *shape, numbers, dtype = tiff.header(file)
-            return array_header(tuple(shape), dtype, numbers)
+            head = array_header(tuple(shape), dtype, numbers)
+            return replace(head, mode=f"{head.mode} animated") if numbers > math.prod(shape) else head
         turn = _orientation(image)
         width, height = image.size if turn < 5 else image.size[::-1]
         seen = " turned" if turn > 1 else ""
@@ -123,7 +125,8 @@ def decode(data: bytes, at_least: tuple[int, int] | None = None, fill: bool = Tr
             wanted = at_least if turn >= 5 else at_least[::-1]
             image.draft(None, (max(wanted[0], 1), max(wanted[1], 1)))
         plain = _flatten(image)
-        return tidy(np.array(plain.transpose(TURNS[turn]) if turn > 1 else plain), fill)
+        array = np.array(plain.transpose(TURNS[turn]) if turn > 1 else plain)
+        return tidy(array.view(np.uint32) if tiff.unsigned(image) else array, fill)
 
 
 def _open(file: IO[bytes]) -> Image.Image | None:
@@ -185,7 +188,7 @@ def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
 def array_header(shape: tuple[int, ...], dtype: np.dtype[Any], numbers: int = 0) -> Header:
     """Header of an array on disk; BadImage where it is no image or too large."""
     if dtype.kind not in "buif":
-        raise BadImage(f"an array of {dtype} is no image")
+        raise BadImage(f"an array of {dtype} is no image" + ("; save its magnitude" if dtype.kind == "c" else ""))
     check_shape(shape, numbers)
     name = "uint8" if dtype.kind == "b" else dtype.name if dtype.name in KEPT else "float32"
     return Header(shape[0], shape[1], f"{name}x{(*shape, 1)[2]}")

@@ -18,7 +18,8 @@ def find(source: str | Path) -> tuple[Found, Found | None]:
     found, partners = _find(source)
     if not len(found.rows):
         others = ", ".join(f"{count} {ending}" for ending, count in found.passed_over.most_common(5))
-        raise UserError(f"no images in {source}" + (f" (passed over: {others})" if others else ""))
+        passed = f" (passed over: {others}){sources.remedy(found.passed_over)}" if others else ""
+        raise UserError(f"no images in {source}{passed}")
     return found, partners
 
 

@@ -16,6 +16,14 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF")  # never all of P
 PIXEL_LIMIT = 178_956_970  # rows × columns, Pillow's own limit
 NUMBER_LIMIT = 4 * PIXEL_LIMIT  # rows × columns × channels (× planes of a stack)
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\x93NUMPY")
+STRANGERS = (
+    (128, b"DICM", "a DICOM file"),
+    (4, b"ftyp", "a HEIC, AVIF or video file"),
+    (0, b"ZISRAWFILE", "a CZI file"),
+    (0, b"\xda\xce\xbe\x0a", "an ND2 file"),
+    (0, b"\x89HDF", "an HDF5 file"),
+    (0, b"\0\0\0\x0cjP  ", "a JPEG 2000 file"),
+)  # (place, first bytes, what it is)
 HARMLESS = "(Metadata Warning|Possibly corrupt EXIF|Corrupt EXIF|Tag |Invalid APNG|.*malformed MPO|XMP)"
 SILENT = (DeprecationWarning, PendingDeprecationWarning, ResourceWarning, Image.DecompressionBombWarning)
 
@@ -86,7 +94,7 @@ def only_bad_images(file: IO[bytes]) -> Iterator[None]:
 
 def too_large(pixels: int) -> str:
     """The sentence for more rows × columns than are allowed."""
-    return f"{pixels:,} pixels are over the limit of {PIXEL_LIMIT:,}"
+    return f"{pixels:,} pixels are over the limit of {PIXEL_LIMIT:,}: cut it into tiles"
 
 
 def check_shape(shape: tuple[int, ...], numbers: int = 0) -> None:
@@ -116,5 +124,8 @@ def unknown(file: IO[bytes]) -> str:
             return f"{name}, which is not read"
     if start.startswith(MAGIC):
         return "starts like an image but its header is broken"
+    for place, magic, name in STRANGERS:
+        if start[place : place + len(magic)] == magic:
+            return f"{name}, which is not read: save it as PNG or TIFF first"
     printable = sum(32 <= byte < 127 or byte in b"\r\n\t" for byte in start)
     return "text, not an image" if printable == len(start) else f"not one of {', '.join(FORMATS)} or .npy"

@@ -19,7 +19,7 @@ import pyarrow as pa
 from barlow import arrays, sources
 from barlow import index as tables
 from barlow.arrays import Held
-from barlow.convert import choose, convert, find_range, misfit
+from barlow.convert import beyond, choose, convert, find_range, misfit
 from barlow.decode import RULE, Header, mode_kind
 from barlow.errors import DataError, UserError
 from barlow.find import find, root_of
@@ -271,7 +271,8 @@ def _from_held(held: Held, name: str, channels: int | None, value_range: tuple[f
     if whole is None:
         return images
     flat = convert(whole.reshape(len(whole), -1, whole.shape[3]), channels, dtype, images.value_range)
-    return replace(images, array=flat.reshape(*whole.shape[:3], channels), held=None)
+    clipped = np.array([beyond(image, images.value_range) for image in whole])
+    return replace(images, array=flat.reshape(*whole.shape[:3], channels), held=None, beyond=clipped)
 
 
 def _recalled_array(held: Held, index: Path, table: pa.Table, settings: dict[str, Any]) -> Images:

@@ -78,8 +78,9 @@ class Images:
     (0–1), scaled by the ``value_range`` of the data set and clipped (``barlow.convert``). ``sizes``: int64 (n, 2),
     height and width. ``array``: all images as one (n, h, w, c) array of that dtype where the source is one in memory,
     else None. ``labels``: int64 (n,) where the source carries them. ``rows``, ``bad``: the index of the usable and of
-    the other images. ``passed_over``: files of the folder that are no images, by ending. ``second``: where the source
-    is a table of pairs, the other image of each (as many, with channels of their own).
+    the other images. ``passed_over``: files of the folder that are no images, by ending. ``beyond``: of ``array``, the
+    share of each image that lay beyond the range. ``second``: where the source is a table of pairs, the other image of
+    each (as many, with channels of their own).
     """
 
     kind: str
@@ -95,6 +96,7 @@ class Images:
     held: Held | None = None
     raw: RawPixels | None = None
     passed_over: Counter[str] | None = None
+    beyond: Array | None = None
     second: Images | None = None
 
     def __len__(self) -> int:

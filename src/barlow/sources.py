@@ -34,6 +34,14 @@ COMPRESSED = (
     b"7z\xbc\xaf",
     b"Rar!",
 )  # first bytes
+REMEDIES = {  # what to do with files that hold images and are not read, by their endings
+    "save them as TIFF first, for example with Fiji": ".czi .nd2 .lif .oib .oif .vsi .ims .svs .ndpi .mrxs .mrc",
+    "save their pixels as 16-bit TIFF or .npy first": ".dcm .dicom .nii .mha .mhd .nrrd .fits .h5 .hdf5 .nc .mat .zarr",
+    "save the images as one .npy, or one each": ".npz .pt .pth .pkl",
+    "save them as PNG, JPEG or TIFF first": ".heic .heif .avif .jp2 .jxl .pgm .ppm .psd .svg .cr2 .nef .arw .dng",
+    "save the frames as images first": ".mp4 .avi .mov .mkv .webm",
+    "unpack them first": ".zip .gz .rar .7z",
+}
 BYTES_LIMIT = 4 << 30  # of one file
 TRANSIENT = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.ENFILE, errno.EMFILE)
 WAITS = (0.05, 0.25, 1.0)  # seconds before the second, third and fourth try
@@ -149,19 +157,28 @@ def _starts_like_an_image(path: bytes) -> bool:
         return False
 
 
+def remedy(endings: Iterable[str]) -> str:
+    """What to do with files of such endings, after a colon; "" where nothing is known."""
+    seen = {ending.lower() for ending in endings}
+    return next((f": {what}" for what, known in REMEDIES.items() if seen & set(known.split())), "")
+
+
 def find_in_list(file: Path) -> Found:
     """The files that a text file names, one a line, relative to the folder of the list; '#' starts a comment line."""
-    content = file.read_bytes().removeprefix(codecs.BOM_UTF8)
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as PowerShell writes it
-        content = content.decode("utf-16", "replace").encode()
+    with file.open("rb") as opened:
+        start = opened.read(4096)
+    utf16 = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as PowerShell writes it
     if file.suffix.lower() in (".xlsx", ".ods"):
         raise UserError(f"{shown(os.fsencode(file))} is a spreadsheet: save it as CSV")
-    if content.startswith(COMPRESSED):
+    if start.startswith(COMPRESSED):
         raise UserError(
             f"{shown(os.fsencode(file))} is a compressed archive: unpack it, and give the folder or the tar"
         )
-    if b"\0" in content[:4096]:
-        raise UserError(f"{shown(os.fsencode(file))} is neither an image nor a text file of paths")
+    if b"\0" in start and not utf16:
+        what = remedy([file.suffix])
+        raise UserError(f"{shown(os.fsencode(file))} is neither an image nor a text file of paths{what}")
+    content = file.read_bytes().removeprefix(codecs.BOM_UTF8)
+    content = content.decode("utf-16", "replace").encode() if utf16 else content
     lines = (line.rstrip(b"\r") for line in content.split(b"\n"))
     return find_files([line for line in lines if line.strip() and not line.startswith(b"#")], file.absolute().parent)
 

@@ -17,18 +17,21 @@ from PIL.TiffImagePlugin import TiffImageFile
 from barlow.guard import BadImage
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-BITS, PHOTOMETRIC, DESCRIPTION, SAMPLES, EXTRA = 258, 262, 270, 277, 338
+BITS, PHOTOMETRIC, DESCRIPTION, SAMPLES, EXTRA, FORMAT = 258, 262, 270, 277, 338, 339
 RGB, CMYK = 2, 5
+UNSIGNED, SIGNED = 1, 2
 ALPHA = (1, 2)
 
 
 def beyond_pillow(image: Image.Image) -> bool:
-    """True where Pillow opens the file but would drop bits or channels, or take a channel for transparency."""
+    """True where Pillow opens the file but would drop bits, channels or signs, or take a channel for transparency."""
     if not isinstance(image, TiffImageFile):
         return False
     tags = image.tag_v2
     samples, extra = tags.get(SAMPLES, 1), tags.get(EXTRA, ())
     if samples > 1 and any(bits != 8 for bits in tags.get(BITS, (1,))):
+        return True
+    if tags.get(BITS, (1,))[0] == 8 and tags.get(FORMAT, (1,))[0] == SIGNED:
         return True
     colours = {RGB: 3, CMYK: 4}.get(tags.get(PHOTOMETRIC, 0), 1 if samples < 3 else 3)
     if samples != colours + (len(extra) == 1 and extra[0] in ALPHA):
@@ -36,6 +39,12 @@ def beyond_pillow(image: Image.Image) -> bool:
     description = str(tags.get(DESCRIPTION, ""))
     many = "<OME" in description or (description.startswith("ImageJ=") and "channels=" in description)
     return many or (samples == 1 and len(plain_shape(description)) == 3)
+
+
+def unsigned(image: Image.Image) -> bool:
+    """True where the 32-bit integers of an image have no sign, which Pillow takes them to have."""
+    return isinstance(image, TiffImageFile) and image.mode == "I" and image.tag_v2.get(BITS, (1,))[0] == 32 and (
+        image.tag_v2.get(FORMAT, (UNSIGNED,))[0] == UNSIGNED)  # fmt: skip
 
 
 def plain_shape(description: str) -> tuple[int, ...]:
