@@ -9,6 +9,7 @@ import pytest
 from barlow.config import Config
 from barlow.errors import UserError
 from barlow.plan import RULES, Findings, doubt, resolve
+from barlow.survey import long_images
 
 SMALL = Findings(images=8000, height=28, width=28, channels=1, in_memory=True, mean=(0.3,), std=(0.3,), measured=1000,
                  device="cpu", devices=1, cores=2, bfloat16=True)  # fmt: skip
@@ -109,3 +110,10 @@ def test_channels_first_is_warned_of() -> None:
         sentence = doubt(Config("a", precision="float32"), found)
         assert bool(sentence) == warned, (height, width, channels)
         assert not warned or f"have {height} rows, {width} columns and {channels} channels" in sentence
+
+
+def test_long_images_are_warned_of() -> None:
+    """Kills: strips of which the encoder sees a seventh, without a word."""
+    for height, width, share in ((90, 700, "13%"), (700, 90, "13%"), (100, 201, "50%"), (100, 200, ""), (0, 0, "")):
+        sentence = long_images(dataclasses.replace(SMALL, height=height, width=width))
+        assert f"middle square, {share} of an image" in sentence if share else not sentence

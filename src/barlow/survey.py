@@ -12,7 +12,7 @@ from barlow.errors import UserError
 from barlow.images import Images, open_images
 from barlow.objective import floor
 from barlow.own import Own
-from barlow.plan import Choice, doubt, resolve
+from barlow.plan import Choice, Findings, doubt, resolve
 from barlow.prepare import NONE, build_encoders, choose_cache, look, views_of
 from barlow.views import View
 
@@ -27,7 +27,7 @@ def survey(config: Config, images: Any, own: Own = NONE) -> tuple[Images, Config
     opened = open_images(source, channels=config.channels, channels_b=config.channels_b)
     found = look(opened, config.devices)
     resolved, choices = resolve(config, found)
-    if warning := doubt(resolved, found):
+    for warning in filter(None, (doubt(resolved, found), long_images(found))):
         say(f"warning: {warning}")
     resolved, more = choose_cache(resolved, opened, asked=bool(config.cache or config.cache_form))
     choices = [choice for choice in choices if choice.word not in {other.word for other in more}] + more
@@ -39,6 +39,16 @@ def survey(config: Config, images: Any, own: Own = NONE) -> tuple[Images, Config
         raise UserError("Samples are no images: their views are functions of your own (samples, generator), no View.")
     build_encoders(resolved, opened, own)
     return opened, resolved, choices
+
+
+def long_images(found: Findings) -> str:
+    """What to warn of where less than half of an image will be seen by its features: a sentence, or nothing."""
+    long = max(found.height, found.width)
+    if 2 * found.side >= long:
+        return ""
+    return (f"these images are about {found.width} × {found.height} pixels: views are cut from anywhere, but features "
+            f"come from the middle square, {found.side / long:.0%} of an image; where the rest counts, save each as "
+            "several squares")  # fmt: skip
 
 
 def show_choices(images: Images, config: Config, choices: Sequence[Choice]) -> None:
