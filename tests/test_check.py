@@ -15,8 +15,11 @@ from PIL import Image
 from barlow import check as room
 from barlow.check import check
 from barlow.check_table import rows
+from barlow.config import Config
 from barlow.duplicates import groups, near_pairs, normalised, same, thumbnail
 from barlow.errors import DataError, UserError
+from barlow.images import open_images
+from barlow.survey import show_choices
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -241,11 +244,15 @@ def test_one_image_many_times_is_no_data_set(tmp_path: Path) -> None:
     assert report["problems"][0] == "all images are one and the same: there is nothing to tell apart"
 
 
-def test_pages_that_are_not_used_are_said(tmp_path: Path) -> None:
+def test_pages_that_are_not_used_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for k in range(3):
         first, *more = (Image.fromarray(scene(3 * k + j)) for j in range(3))
         first.save(tmp_path / f"{k}.tif", save_all=True, append_images=more)
-    assert check(tmp_path)["problems"][0].startswith("3 files hold several pages or frames, of which only the first is")
+    said = "3 files hold several pages or frames, of which only the first is used"
+    assert check(tmp_path)["problems"][0].startswith(said)
+    images = open_images(tmp_path)
+    show_choices(images, Config(batch_size=8, projector=(8, 8), lambda_=0.1), [])
+    assert f"note: {said}" in capsys.readouterr().err
 
 
 def test_what_is_not_finite_is_counted_and_named(tmp_path: Path) -> None:

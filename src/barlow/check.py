@@ -135,7 +135,7 @@ def contents(images: Images) -> Report:
         "value_range": list(images.value_range),
         "modes": {mode: seen[mode] for mode in sorted(seen, key=lambda m: -seen[m])},
         "turned": sum(count for mode, count in seen.items() if " turned" in mode),
-        "animated": sum(count for mode, count in seen.items() if " animated" in mode),
+        "animated": animated(seen),
         "passed_over": dict(sorted((images.passed_over or Counter()).items())),
         "height": _spread(images.sizes[:, 0]),
         "width": _spread(images.sizes[:, 1]),
@@ -232,8 +232,7 @@ def verdict(report: Report) -> Report:
         looks.append(f"{near:,} images are nearly the same as others when made small: remove what are copies; parts "
                      "before a fixed camera are none, but see that crops show what differs")  # fmt: skip
     if report["animated"]:
-        looks.append(f"{report['animated']:,} files hold several pages or frames, of which only the first is used: "
-                     "save the others as images of their own if they should be learned from")  # fmt: skip
+        looks.append(several_pages(report["animated"]))
     if report["channels"] == 3 and n and report["grey_saved_as_colour"] == n:
         looks.append("all images are grey although saved as colour: one channel is enough")
     elif report["channels"] == 3 and n and report["grey_saved_as_colour"] >= MOSTLY * n:
@@ -243,6 +242,18 @@ def verdict(report: Report) -> Report:
         if shared := leak["exact"]["count"] + leak["near"]["count"]:
             looks.append(f"{' and '.join(leak['between'])} share {shared:,} images: results on one would be too good")
     return {"usable": not stops, "problems": stops + looks}
+
+
+def animated(seen: Mapping[str, int]) -> int:
+    """How many files of these modes hold more than is used of them."""
+    return sum(count for mode, count in seen.items() if " animated" in mode)
+
+
+def several_pages(count: int) -> str:
+    """What there is to say of so many such files."""
+    files = "1 file holds" if count == 1 else f"{count:,} files hold"
+    used = f"{files} several pages or frames, of which only the first is used"
+    return f"{used}: save the others as images of their own if they should be learned from"
 
 
 def _of_pairs(report: Report) -> Report:

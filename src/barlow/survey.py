@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from barlow.check import animated, several_pages
 from barlow.config import Config
 from barlow.console import say, say_choice
 from barlow.convert import range_in_words
 from barlow.errors import UserError
 from barlow.images import Images, open_images
+from barlow.index import modes
 from barlow.objective import floor
 from barlow.own import Own
 from barlow.plan import Choice, Findings, doubt, resolve
@@ -57,8 +59,12 @@ def show_choices(images: Images, config: Config, choices: Sequence[Choice]) -> N
     what = "samples" if images.shape else "images"
     say(f"{len(images):,} {what if images.second is None else f'pairs of {what}'}{left_out}")
     for one in (images, images.second):
-        if one is not None and (words := range_in_words(one.dtype, one.value_range)):
+        if one is None:
+            continue
+        if words := range_in_words(one.dtype, one.value_range):
             say(f"{words}{', of the second images' if one is images.second else ''}")
+        if count := animated(modes(one.rows)):
+            say(f"note: {several_pages(count)}")
     for choice in choices:
         say_choice(choice.word, choice.value, choice.reason)
     dim = config.projector[-1] if isinstance(config.projector, tuple) else 0
