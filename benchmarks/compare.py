@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,12 @@ from tiny import accuracy, one_thread, settings, train
 from barlow.compare import MEASURE, Common, common, finds, seen
 from barlow.encoder import load_encoder
 from barlow.health import lidar, measure
-from barlow.neighbours import between_over_within
+from barlow.neighbours import between_over_within, twins
 
 DRAWS = 2000  # of the bootstrap
 CROP: dict[str, Any] = {"ratio": (3 / 4, 4 / 3), "flip": 0.5}
 JITTER: dict[str, Any] = {"jitter": 0.8, "brightness": 0.4, "contrast": 0.4}
-BASE: dict[str, Any] = {"steps": 120, "lr": 0.0015, "lambda_": 0.02}
+BASE: dict[str, Any] = {"steps": 120, "lr": 0.0015, "lambda_": 0.02, "optimizer": "adamw"}  # Muon bears any rate
 
 
 def twice(**view: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -79,7 +80,7 @@ def measured(folder: Path, about: Common) -> dict[str, float]:
         z = stored["z"].astype(np.float64)
     z /= max(float(np.sqrt(z.reshape(-1, z.shape[-1]).var(axis=0).mean())), 1e-30)
     m = measure(z[:, 0], z[:, 1])
-    m["twins_found, one pair"] = m.pop("twins_found")
+    m |= {f"{name}, one pair": m.pop(name) for name in ("twins_found", "twins_near")}
     signs = {"mean_cosine": -1, "self_cluster": -1, "spectrum_alpha": -1, "off_diagonal_excess": -1, "view_gap": -1,
              "duplicate_dimensions": -1, "dead_dimensions": -1, "duplicate_neighbour_rate": -1}  # fmt: skip
     skipped = ("n", "d", "deviation", "rank_cliff", "modes", "modes_within", "forced_duplicates")
@@ -92,6 +93,7 @@ def measured(folder: Path, about: Common) -> dict[str, float]:
         # what survives the views, in nats, were images and views Gaussian
         "view information": float(0.5 * np.log1p(kept).sum()),
         MEASURE: float(finds(z).mean()),
+        "twins near": float(np.mean([twins(z[:, a], z[:, b]).near for a, b in combinations(range(z.shape[1]), 2)])),
     }
 
 
