@@ -107,7 +107,8 @@ REMEDIES = {
     "cluster collapse": "Run barlow check to find duplicates, and look at the views with barlow views.",
     "identical views": "Look at the views with barlow views and make the augmentations stronger.",
     "shortcut": "Double λ; then look for what both views share with barlow views, and crop or jitter it away.",
-    "not learning yet": "Train on; if nothing has changed after a tenth of the run, try a third of the learning rate.",
+    "not learning yet": "Train on; if it still stands after a tenth of the run, try a third of the learning rate, or a "
+    "batch of 64 where it is smaller.",
 }
 
 
