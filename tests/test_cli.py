@@ -172,7 +172,13 @@ def test_labels_for_a_few_of_the_images(
         code, out, err = call(capsys, "evaluate", run, "--labels", table, *more)
         assert code == 0, err
         assert "accuracy on 6 images, 24 for training" in out
-        for row in ("k-NN (24 labels)", "linear (24 labels)", "1 % of labels", "10 % of labels"):
+        for row in (
+            "k-NN (24 labels)",
+            "k-NN whitened (24 labels)",
+            "linear (24 labels)",
+            "1 % of labels",
+            "10 % of labels",
+        ):
             assert row in out
         page = (run / "report.html").read_text(encoding="utf-8")
         assert "With labels" in page

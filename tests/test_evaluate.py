@@ -100,8 +100,10 @@ def test_the_columns_say_which_features_are_good(pair: tuple[Path, Path]) -> Non
     encoders: Any = {"trained": Fake(), "untrained": Fake(noise=3.0)}
     result = compare(labelled, encoders)
     assert result["columns"] == ["trained", "untrained", "raw pixels"]
-    assert [row["protocol"] for row in result["rows"]] == ["k-NN", "linear", "1 % of labels", "10 % of labels"]
-    assert list(result["training_labels"].values()) == [300, 300, 3, 30]
+    assert [row["protocol"] for row in result["rows"]] == [
+        "k-NN", "k-NN whitened", "linear", "1 % of labels", "10 % of labels",
+    ]  # fmt: skip
+    assert list(result["training_labels"].values()) == [300, 300, 300, 3, 30]
     assert result["images"] == {"train": 300, "test": 120, "unreadable": 0}
     for row in result["rows"]:
         assert row["unit"] == "accuracy"
@@ -111,16 +113,16 @@ def test_the_columns_say_which_features_are_good(pair: tuple[Path, Path]) -> Non
             assert 0 <= low <= row[name] <= high <= 1
         if row["protocol"] != "1 % of labels":  # three labels leave everything open
             assert row["trained"] > row["untrained"] + 0.3
-    assert [len(result["rows"][k]["draws"].get("trained", [])) for k in range(4)] == [0, 0, 5, 5]
-    assert np.mean(result["rows"][3]["draws"]["raw pixels"]) == pytest.approx(result["rows"][3]["raw pixels"])
-    assert result["rows"][1]["trained"] > 0.85
+    assert [len(result["rows"][k]["draws"].get("trained", [])) for k in range(5)] == [0, 0, 0, 5, 5]
+    assert np.mean(result["rows"][4]["draws"]["raw pixels"]) == pytest.approx(result["rows"][4]["raw pixels"])
+    assert result["rows"][2]["trained"] > 0.85
     assert result["weights"]["trained"] == fingerprint(encoders["trained"])
 
 
 def test_details_add_up_to_the_figure(pair: tuple[Path, Path]) -> None:
     encoders: Any = {"trained": Fake()}
     result = compare(open_labelled(pair[0], test=pair[1]), encoders)
-    for protocol, row in zip(("k-NN", "linear"), result["rows"], strict=False):
+    for protocol, row in zip(("k-NN", "k-NN whitened", "linear"), result["rows"], strict=False):
         detail = result["details"]["trained"][protocol]
         counts = np.array(detail["confusion"])
         assert counts.sum(1).tolist() == [40, 40, 40]
@@ -130,7 +132,7 @@ def test_details_add_up_to_the_figure(pair: tuple[Path, Path]) -> None:
     assert "raw pixels" not in result["details"]
 
 
-def test_k_nn_votes_once_a_column_and_the_mistakes_are_the_first_ones(
+def test_k_nn_votes_twice_a_column_and_the_mistakes_are_the_first_ones(
     pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes: list[protocols.Votes] = []
@@ -138,7 +140,7 @@ def test_k_nn_votes_once_a_column_and_the_mistakes_are_the_first_ones(
     monkeypatch.setattr(protocols, "neighbour_votes", lambda *a, **k: passes.append(votes_of(*a, **k)) or passes[-1])
     encoders: Any = {"trained": Fake(), "untrained": Fake(noise=3.0)}
     result = compare(open_labelled(pair[0], test=pair[1]), encoders)
-    assert len(passes) == len(result["columns"]) == 3
+    assert len(passes) == 2 * len(result["columns"]) == 6  # as the features are, and whitened
     surest = passes[0].certainty[result["mistakes"][0]["place"] - 300]
     assert result["mistakes"][0]["certainty"] == surest
 
@@ -193,7 +195,8 @@ def test_the_table(pair: tuple[Path, Path]) -> None:
     assert lines[0] == "accuracy on 120 images, 300 for training: b.npz is the test set"
     assert lines[2].split() == ["trained", "untrained", "raw", "pixels"]
     assert [line.partition(")")[0] + ")" for line in lines[3:]] == [
-        "k-NN (300 labels)", "linear (300 labels)", "1 % of labels (3 labels)", "10 % of labels (30 labels)",
+        "k-NN (300 labels)", "k-NN whitened (300 labels)", "linear (300 labels)",
+        "1 % of labels (3 labels)", "10 % of labels (30 labels)",
     ]  # fmt: skip
     low, high = result["rows"][0]["interval"]
     assert f"{result['rows'][0]['trained']:.3f}  {low:.3f}–{high:.3f}" in lines[3]

@@ -24,6 +24,25 @@ def clouds(n: int, d: int, classes: int, seed: int, spread: float = 1.0) -> tupl
 # ---- k-NN
 
 
+def test_whitened_features_are_heard_alike_whatever_their_scale() -> None:
+    draw = np.random.default_rng(0)
+    z = draw.standard_normal((400, 6)).astype(np.float32)
+    labels = (z[:, 0] > 0).astype(np.int64)
+    z[:, 1:4] *= 50  # loud, and about nothing
+    right = [float((protocols.knn(a, labels[:300], b) == labels[300:]).mean())
+             for a, b in ((z[:300], z[300:]), protocols.whitened(z[:300], z[300:]))]  # fmt: skip
+    assert right[0] < 0.75 < 0.85 < right[1]
+    bank, queries = protocols.whitened(z[:300], z[300:])
+    assert np.allclose(np.cov(bank.T, bias=True), np.eye(6), atol=0.01)
+    assert np.allclose(bank.mean(0), 0, atol=1e-4)
+    again = protocols.whitened(z[:300] * np.float32(7) + 3, z[300:] * np.float32(7) + 3)
+    assert np.allclose(np.abs(again[1]), np.abs(queries), atol=1e-2)  # an axis has no sign
+    alone = protocols.whitened(z[:300], z[300:301])[1]
+    assert np.allclose(alone, queries[:1], atol=1e-5)  # moments of the bank, never of what is asked
+    few, _ = protocols.whitened(z[:3], z[300:])  # fewer images than numbers
+    assert np.isfinite(few).all()
+
+
 def test_knn_on_four_points_of_the_circle() -> None:
     degrees = np.deg2rad([0, 30, 90, 180])
     # the lengths must not matter, only the angles do

@@ -73,8 +73,8 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Measure the encoder of a run with labels, beside the untrained encoder and raw pixels.
 
-    Weighted k-NN, a linear probe, and probes on 1 % and 10 % of the labels. The result is kept in evaluation.json
-    and shown in the report.
+    Weighted k-NN, also on whitened features, a linear probe, and probes on 1 % and 10 % of the labels. The result is
+    kept in evaluation.json and shown in the report.
 
     Args:
         run: Run folder.

@@ -204,6 +204,9 @@ def _of_classes(labels: Ints, truth: Ints, names: list[str], seed: int) -> Mappi
         )
         return judged(votes.answers)._replace(mistakes=worst_mistakes(votes, truth))
 
+    def even(train: Floats, test: Floats) -> Judged:
+        return knn(*protocols.whitened(train, test))._replace(mistakes=None)
+
     def linear(train: Floats, test: Floats) -> Judged:
         return judged(protocols.linear_probe(train, labels, test, seed=seed))
 
@@ -212,7 +215,7 @@ def _of_classes(labels: Ints, truth: Ints, names: list[str], seed: int) -> Mappi
         return Judged(found.mean, found.labels, (found.low, found.high), found.draws)
 
     shares = {f"{share * 100:g} % of labels": partial(few, share) for share in SHARES}
-    return {"k-NN": knn, "linear": linear, **shares}
+    return {"k-NN": knn, "k-NN whitened": even, "linear": linear, **shares}
 
 
 def _of_numbers(targets: NDArray[Any], truth: NDArray[Any], kind: str, seed: int) -> Mapping[str, Protocol]:

@@ -67,6 +67,16 @@ def neighbour_votes(
     return Votes(*(torch.cat(parts).numpy() for parts in zip(*blocks, strict=True)))
 
 
+def whitened(bank: Floats, queries: Floats) -> tuple[Floats, Floats]:
+    """Bank (m, d) and queries (n, d) with every principal axis of the bank scaled to one; no labels are used.
+
+    k-NN by cosine hears a few loud axes above all others, however little they say. This asks what features hold rather
+    than how loudly. Axes of next to no variance are held down: below a thousandth of the mean it is noise.
+    """
+    basis = _basis(bank, 1.0)
+    return basis(bank).numpy(), basis(queries).numpy()
+
+
 def _nearest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of each row and where they stand; where ``topk`` leaves open which of equal ones, the first."""
     values, which = similarity.topk(min(k + 1, similarity.shape[1]), dim=1)

@@ -28,7 +28,7 @@ collapsed ones showed; ``benchmarks/verdicts.py`` holds the cases and prints whi
    is trained on are not views of one image. (An encoder that is only decorrelated keeps finding twins for long.)
    Or, of the same, twins hardly nearer than to the network of before the first step, which is asked, too: of the way
    from there to finding all (``twins_near``) less than 15 % is gone. At a tenth of their budget healthy runs had gone
-   20 to 31 % of it with Muon, 6 to 26 % with AdamW, and what learned nothing −18 to 11 %. Not asked where the first
+   13 to 31 % of it with Muon, 6 to 26 % with AdamW, and what learned nothing −19 to 11 %. Not asked where the first
    network was near 0.9 and more.
 7. healthy — none of these.
 
