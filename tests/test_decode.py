@@ -5,6 +5,8 @@ from __future__ import annotations
 import builtins
 import io
 import sys
+import uuid
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from barlow.decode import BadImage, decode, header, mode_kind
+from barlow.decode import BadImage, Header, decode, header, mode_kind
 
 
 def image(mode: str, pixels: list[Any], width: int) -> Image.Image:
@@ -280,6 +282,40 @@ def test_without_tifffile_the_reason_names_the_extra(monkeypatch: pytest.MonkeyP
     with pytest.raises(BadImage, match=r"barlow\[tiff\]"):
         decode(ODD["13 bands"][0])
     assert decode(ODD["16-bit tiff"][0]).dtype == np.uint16  # Pillow can
+
+
+def test_of_a_set_of_ome_files_each_is_what_lies_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kills: a channel of zeros in place of the one in another file, and files opened because an image names them."""
+    ids = [f"urn:uuid:{uuid.UUID(int=c)}" for c in range(2)]
+    planes = "".join(
+        f'<TiffData FirstC="{c}" FirstT="0" FirstZ="0" IFD="0" PlaneCount="1"><UUID FileName="{c}.ome.tif">{one}</UUID>'
+        "</TiffData>" for c, one in enumerate(ids)
+    )  # fmt: skip
+    channels = "".join(f'<Channel ID="Channel:0:{c}" SamplesPerPixel="1"/>' for c in range(2))
+    size = 'DimensionOrder="XYCZT" SizeC="2" SizeT="1" SizeX="4" SizeY="3" SizeZ="1" Type="uint16"'
+    text = (
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="{}"><Image ID="Image:0">'
+        f'<Pixels ID="Pixels:0" {size}>{channels}{planes}</Pixels></Image></OME>'
+    )
+    both = np.arange(1, 25, dtype=np.uint16).reshape(2, 3, 4)
+    for c in range(2):
+        (tmp_path / f"{c}.ome.tif").write_bytes(tif(both[c], description=text.format(ids[c]).encode(), metadata=None))
+    monkeypatch.chdir(tmp_path)
+    for c in range(2):
+        with Path(f"{c}.ome.tif").open("rb") as file:
+            assert header(file) == Header(3, 4, "uint16x1")
+        np.testing.assert_array_equal(decode(Path(f"{c}.ome.tif").read_bytes())[:, :, 0], both[c])
+
+
+def test_a_compression_that_needs_one_more_package_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LZW of 16 bits in colour, as scanners write it."""
+
+    def none(self: Any, **_: Any) -> Any:
+        raise ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")
+
+    monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", none)
+    with pytest.raises(BadImage, match="needs one more package: pip install imagecodecs"):
+        decode(tif(DEEP_BANDS[:, :, :3].copy(), photometric="rgb"))
 
 
 def test_truncated_bands_are_refused() -> None:

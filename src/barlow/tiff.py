@@ -64,7 +64,9 @@ def open_series(file: IO[bytes]) -> tuple[Any, dict[str, int]]:
     except ImportError:
         raise BadImage("a TIFF that Pillow cannot read; some need tifffile (pip install 'barlow[tiff]')") from None
     file.seek(0)
-    tiff = tifffile.TiffFile(file, name="image")  # a file that was opened by its number has no name of its own
+    # A file that was opened by its number has no name of its own. Of a set of OME files each is what lies in it: the
+    # others would be opened, whatever their names are, and what is not found of them be filled with zeros.
+    tiff = tifffile.TiffFile(file, name="image", _multifile=False)
     if not tiff.series:
         raise BadImage("a TIFF that holds no image")
     series = tiff.series[0]
@@ -92,7 +94,12 @@ def read(file: IO[bytes]) -> np.ndarray[Any, np.dtype[Any]]:
     for page in series.pages:
         if page and any(a + n > length for a, n in zip(page.dataoffsets, page.databytecounts, strict=False)):
             raise BadImage("image file is truncated")  # tifffile itself would fill with zeros
-    planes = series.asarray()
+    try:
+        planes = series.asarray()
+    except ValueError as error:
+        if "imagecodecs" in str(error):
+            raise BadImage("a TIFF whose compression needs one more package: pip install imagecodecs") from None
+        raise
     kept = sorted(places.values())
     planes = planes[tuple(slice(None) if k in kept else 0 for k in range(planes.ndim))]
     planes = planes.transpose([kept.index(places[axis]) for axis in "YXC" if axis in places])
