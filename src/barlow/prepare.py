@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from barlow import ranks
+from barlow.batch_norm import exact_batch_norm
 from barlow.batches import Scale, Stream, split
 from barlow.cache import cached, plan_cache
 from barlow.config import OWN, Config
@@ -175,7 +176,7 @@ def ready(config: Config, fabric: Fabric, images: Images, own: Own = NONE) -> Re
     network = build_twins(encoders, config.projector, shapes_of(config, images))
     layout = torch.preserve_format if images.shape else torch.channels_last
     network = network.to(fabric.device, memory_format=layout)  # type: ignore[call-overload]
-    ranks.synchronise_batch_norm(network)  # in place: the network itself is no normalisation
+    exact_batch_norm(network)  # in place: the network itself is no normalisation
     if config.micro_batch and len(encoders) > 1 and ranks.world_size() > 1:
         raise UserError("micro_batch with unshared twins works on one device only; give --devices 1 or --twins shared.")
     assert config.optimizer and config.lr
