@@ -18,6 +18,7 @@ from barlow import sources
 from barlow.convert import choose, convert, find_range
 from barlow.guard import BadImage
 from barlow.images import open_images, write_index
+from barlow.prepare import look
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -340,6 +341,8 @@ def test_what_is_not_finite_is_filled_image_by_image_wherever_it_lies(tmp_path: 
     for images in (held, from_files):
         with pytest.raises(BadImage, match="no finite number"):
             images.read(3)
+    assert look(held).in_memory  # no processes and no prepared cache for what needs no decoding
+    assert not look(from_files).in_memory
 
 
 @pytest.mark.parametrize("nothing", [-9999, -32768, np.finfo(np.float32).min, 9.96921e36])

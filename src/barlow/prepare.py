@@ -86,7 +86,8 @@ def look(images: Images, wanted: int | None = None) -> Findings:
         height, width = min((height, width), other, key=min)  # the smaller of the two decides
     return Findings(
         images=len(images), height=height, width=width, channels=images.channels,
-        in_memory=images.array is not None, mean=mean, std=std, measured=len(chosen),
+        in_memory=images.array is not None or (images.held is not None and images.held.in_memory),
+        mean=mean, std=std, measured=len(chosen),
         device=device, devices=devices, cores=cores, bfloat16=native, started=started, **partners,
     )  # fmt: skip
 
