@@ -1,7 +1,7 @@
 """What features say about a pile of images: near-duplicates, outliers, and which to label first.
 
-Plain arrays in and out. Copies and outliers are told by whitened features, clusters by centred ones at unit length:
-measured in docs/log.md, "Curation".
+Plain arrays in and out. Copies are told by whitened features, outliers by these and by what lies before them in the
+encoder, clusters by centred features at unit length: measured in docs/log.md, "Curation" and "Outliers at every depth".
 """
 
 from __future__ import annotations
