@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,9 +18,16 @@ def matrix_with(values: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor
     return u @ torch.diag(values) @ v, u @ v
 
 
+def polynomials(s: Tensor) -> Tensor:
+    """What becomes of singular values of at most one."""
+    for a, b, c in STEPS:
+        s = a * s + b * s**3 + c * s**5
+    return s
+
+
 @pytest.mark.parametrize(("rows", "columns"), [(24, 24), (24, 30), (16, 144), (144, 16), (1, 9)])
 def test_singular_values_become_one_and_directions_stay(rows: int, columns: int) -> None:
-    values = torch.logspace(0, -2, min(rows, columns))  # a hundredfold spread
+    values = torch.logspace(0, -1.5, min(rows, columns))  # a thirtyfold spread
     given, nearest = matrix_with(values, rows, columns)
     made = orthogonal(given)
     assert made.shape == given.shape
@@ -30,10 +39,41 @@ def test_singular_values_become_one_and_directions_stay(rows: int, columns: int)
 @pytest.mark.parametrize("shape", [(12, 12), (12, 60)])
 def test_both_ways_are_the_same_polynomial_of_the_singular_values(shape: tuple[int, int]) -> None:
     given, _ = matrix_with(torch.logspace(0, -3, 12, dtype=torch.float32), *shape)
-    u, s, v = torch.linalg.svd(given.double() / given.double().norm(), full_matrices=False)
-    for a, b, c in STEPS:
-        s = a * s + b * s**3 + c * s**5
+    u, s, v = torch.linalg.svd(given.double(), full_matrices=False)
+    s = polynomials(s / s.pow(8).sum() ** (1 / 8))
     torch.testing.assert_close(orthogonal(given).double(), u @ torch.diag(s) @ v, rtol=0, atol=2e-3)
+
+
+def test_the_iterations_bring_a_fortieth_near_one_and_never_fold_over() -> None:
+    values = polynomials(torch.logspace(math.log10(0.025), 0, 4000, dtype=torch.float64))
+    assert 0.94 < float(values.min()) <= float(values.max()) < 1.06
+    small = polynomials(torch.logspace(-6, math.log10(0.025), 400, dtype=torch.float64))
+    assert bool((small.diff() > 0).all())  # no direction below them overtakes another
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e8])
+def test_the_scale_of_a_matrix_does_not_matter(size: float) -> None:
+    torch.manual_seed(0)
+    for shape in ((8, 8), (8, 40)):
+        given = torch.randn(shape)
+        torch.testing.assert_close(orthogonal(given * size), orthogonal(given), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (64, 300)])
+def test_directions_that_are_only_rounding_stay_bounded(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    given = torch.outer(torch.randn(shape[0]), torch.randn(shape[1]))
+    singular = torch.linalg.svdvals(orthogonal(given))
+    assert 0.9 < float(singular[0]) < 1.1
+    assert float(singular[1]) < 0.1
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (256, 1152)])
+def test_rounding_is_not_enlarged(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    given = torch.randn(shape)
+    exact = orthogonal(given.double())
+    assert float((orthogonal(given).double() - exact).norm() / exact.norm()) < 3e-6
 
 
 def test_a_matrix_of_zeros_stays_zero() -> None:
