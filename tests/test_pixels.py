@@ -25,7 +25,9 @@ def exactly(n: int, channels: int, **given: object) -> Draws:
     """Draws that do nothing but what is given, to all n images."""
     columns = {name: np.array([given.get(name, v)] * n) for name, v in NEUTRAL.items()}
     gain, offset = (np.tile(given.get(k, [v] * channels), (n, 1)) for k, v in (("gain", 1.0), ("offset", 0.0)))
-    return Draws(box=np.zeros((n, 4), np.int64), gain=gain, offset=offset, reach=6, **columns)  # type: ignore[arg-type]
+    erased, level = (np.tile(given.get(k, [0.0] * m), (n, 1)) for k, m in (("erased", 4), ("level", channels)))
+    box = np.zeros((n, 4), np.int64)
+    return Draws(box=box, gain=gain, offset=offset, erased=erased, level=level, reach=6, **columns)  # type: ignore[arg-type]
 
 
 def texture(n: int, size: int, channels: int, low: int = 0, high: int = 255, seed: int = 0) -> torch.Tensor:
@@ -69,6 +71,11 @@ def slowly(image: np.ndarray, d: Draws, i: int, mean: np.ndarray, std: np.ndarra
             wide = np.pad(x, [(reach, reach) if a == axis else (0, 0) for a in range(3)], mode="reflect")
             x = sum(k[j] * np.take(wide, range(j, j + s), axis) for j in range(2 * reach + 1))
     x = np.where(x >= d.solarize[i], 1 - x, x)
+    left, top, width, height = d.erased[i]
+    for row in range(s):
+        for column in range(s):
+            if left <= (column + 0.5) / s < left + width and top <= (row + 0.5) / s < top + height:
+                x[row, column] = d.level[i]
     return (x - mean) / std
 
 
@@ -79,7 +86,7 @@ def test_finish_is_the_slow_obvious_way(channels: int, size: int):
     n = 12
     view = View(
         jitter=0.9, brightness=0.5, contrast=0.5, saturation=0.5, hue=0.3, gain=0.3, offset=0.2, gray=0.3,
-        blur=0.6, solarize=0.5,
+        blur=0.6, solarize=0.5, erase=0.5,
     )  # fmt: skip
     d = draw(view, 0, np.zeros(n, np.int64), np.arange(n), 0, np.full((n, 2), 50), channels)
     mean, std = np.linspace(0.3, 0.6, channels), np.linspace(0.2, 0.3, channels)
@@ -216,7 +223,9 @@ def test_what_is_drawn_means_the_same_for_any_sensor(channels: int):
 
 def test_values_stay_in_their_range():
     crops = texture(30, 24, 3)
-    strong = View(jitter=1, brightness=1, contrast=1, saturation=1, hue=0.5, gain=1, offset=1, blur=0.5, solarize=0.5)
+    strong = View(
+        jitter=1, brightness=1, contrast=1, saturation=1, hue=0.5, gain=1, offset=1, blur=0.5, solarize=0.5, erase=0.5
+    )
     d = draw(strong, 0, np.zeros(30, np.int64), np.arange(30), 0, np.full((30, 2), 24), 3)
     made = plain(crops, d)
     assert made.min() >= -1e-6
@@ -235,7 +244,7 @@ def test_an_image_is_the_same_in_any_company(preset: str, size: int, monkeypatch
     """Bit for bit: in batches of any size and order, and however the batch is worked through."""
     channels = {"natural": 3, "grayscale": 1, "many-channel": 5}[preset]
     crops = texture(40, size, channels)
-    view = replace(PRESETS[preset][1], blur=0.5)
+    view = replace(PRESETS[preset][1], blur=0.5, erase=0.5)
     d = draw(view, 0, np.zeros(40, np.int64), np.arange(40), 1, np.full((40, 2), 40), channels)
     whole = plain(crops, d)
     mixed = np.random.default_rng(0).permutation(40)
@@ -264,7 +273,7 @@ def test_what_belongs_together_must_fit():
 
 
 def test_every_drawn_number_is_tested_here():
-    assert {f.name for f in fields(Draws)} == {*NEUTRAL, "box", "gain", "offset", "reach"}
+    assert {f.name for f in fields(Draws)} == {*NEUTRAL, "box", "gain", "offset", "erased", "level", "reach"}
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5])

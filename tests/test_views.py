@@ -89,10 +89,12 @@ def test_strengths_are_uniform_and_jitter_is_all_or_nothing():
 
 def test_every_draw_is_independent_of_every_other():
     often = {"flip": 0.5, "flip_vertical": 0.5, "turn": 0.75, "jitter": 1, "gray": 0.5, "blur": 0.5, "solarize": 0.5}
+    often["erase"] = 1
     ranges = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1, "gain": 0.2, "offset": 0.1}
     d = drawn(View(crop=(0.3, 0.6), **often, **ranges), size=(400, 400))
     share = d.box[:, :2] / (401 - d.box[:, 2:])  # where in the room that the box leaves
     columns = [*share.T, d.box[:, 2], d.flip, d.flip_vertical, d.turn % 2, d.turn // 2, d.gray, d.sigma > 0]
+    columns += [*(d.erased[:, :2] / (1 - d.erased[:, 2:])).T, d.erased[:, 2] * d.erased[:, 3], *d.level.T]
     columns += [np.isfinite(d.solarize), d.brightness, d.contrast, d.saturation, d.hue, *d.gain.T, *d.offset.T]
     gap = np.corrcoef(np.array(columns, float)) - np.eye(len(columns))
     assert np.abs(gap).max() < DEVIATIONS / math.sqrt(N)
@@ -194,10 +196,23 @@ def test_what_is_drawn_for_an_image_depends_on_no_other():
 
 
 def test_a_changed_probability_changes_nothing_else():
-    a, b = drawn(PRESETS["natural"][0], 200), drawn(replace(PRESETS["natural"][0], gray=0.9, blur=0.3, flip=0.1), 200)
-    for name in ("box", "brightness", "hue", "turn", "solarize"):
+    changed = replace(PRESETS["natural"][0], gray=0.9, blur=0.3, flip=0.1, erase=0.5)
+    a, b = drawn(PRESETS["natural"][0], 200), drawn(changed, 200)
+    for name in ("box", "brightness", "hue", "turn", "solarize", "gain", "offset"):
         assert np.array_equal(getattr(a, name), getattr(b, name))
     assert np.array_equal(a.sigma[b.sigma > 0], b.sigma[b.sigma > 0])
+
+
+def test_what_is_painted_over_lies_inside_and_has_the_area_asked_for():
+    d = drawn(View(erase=0.4, erased=(0.05, 0.3)), channels=2)
+    x, y, w, h = d.erased[d.erased[:, 2] > 0].T
+    assert_frequency(d.erased[:, 2] > 0, 0.4)
+    assert_uniform(w * h, 0.05, 0.3)
+    assert_uniform(np.log(w / h), -math.log(3.3), math.log(3.3))
+    for start, length in ((x, w), (y, h)):
+        assert_uniform(start / (1 - length), 0, 1)
+    assert_uniform(d.level[:, 1], 0, 1)
+    assert (d.erased[d.erased[:, 2] == 0] == 0).all()
 
 
 def test_any_number_of_views():
@@ -221,6 +236,8 @@ def test_any_number_of_views():
         ({"sigma": (0.0, 2.0)}, "sigma is"),
         ({"sigma": (1.0,)}, "sigma is"),
         ({"threshold": 128}, "threshold is 128"),
+        ({"erase": 2}, "erase is 2"),
+        ({"erased": (0.2, 1.2)}, "erased is"),
         ({"flip": "often"}, "flip is often"),  # as a TOML file may say
         ({"crop": 0.5}, "crop is 0.5; it needs two numbers"),
         ({"crop": ("small", "large")}, "crop is"),

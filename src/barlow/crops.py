@@ -36,6 +36,8 @@ class Draws:
     offset: Floats  # (n, channels) in units of the channel's mean over the crop
     sigma: Floats  # (n,) of the blur, in pixels of the crop; 0 = not blurred
     solarize: Floats  # (n,) inverted from this share of the full range on; inf = not solarised
+    erased: Floats  # (n, 4): x, y, width, height of what is painted over, in shares of the crop's side; 0 = nothing
+    level: Floats  # (n, channels) with what, in shares of the full range
     reach: int  # radius of the blur's kernel in pixels, the same for every image of a view
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Everything after the crop, for a whole batch on its device: colour, blur, solarise, normalise.
+"""Everything after the crop, for a whole batch on its device: colour, blur, solarise, erase, normalise.
 
 Brightness, contrast, saturation, hue, grayscale and the normalisation are affine in the colour of a pixel, so one image
 has one matrix and one vector, and every pixel is touched once. What differs from torchvision: the order is brightness,
@@ -25,7 +25,7 @@ CHUNK = 1 << 18  # values worked on at once: what stays in a core's cache; a GPU
 
 
 def finish(crops: torch.Tensor, draws: Draws, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """Colour, blur, solarise and normalise a batch, on the device of ``crops``.
+    """Colour, blur, solarise, erase and normalise a batch, on the device of ``crops``.
 
     ``crops`` is (n, size, size, c), uint8 or float32 in [0, 1]; ``mean`` and ``std`` are one number per channel in
     units of the full range. Returns float32 (n, c, size, size), channels last in memory, under autocast too. An
@@ -55,6 +55,7 @@ def _finish(crops: torch.Tensor, draws: Draws, mean: Sequence[float], std: Seque
         x = x.clamp_min_(black).clamp_max_(white).view(-1, c, s, s)  # one clamp with two tensors is far slower
         _blur(x, draws.sigma[part], min(draws.reach, s - 1))
         _solarize(x, draws.solarize[part], m, d)
+        _erase(x, draws.erased[part], (draws.level[part] - m) / d)
         made[part] = x
     return made
 
@@ -141,3 +142,18 @@ def _solarize(x: torch.Tensor, thresholds: Floats, m: Floats, d: Floats) -> None
     mirror = _to((1 - 2 * m) / d, x.device)[:, None, None]
     y = x[rows]
     x[rows] = torch.where(y >= from_on, mirror - y, y)
+
+
+def _erase(x: torch.Tensor, boxes: Floats, levels: Floats) -> None:
+    """Paints over in place the pixels of (n, c, s, s) whose centres lie in a box (n, 4), with ``levels`` (n, c)."""
+    which = np.flatnonzero(boxes[:, 2])
+    if not len(which):
+        return
+    rows, centre = torch.from_numpy(which).to(x.device), (np.arange(x.shape[-1]) + 0.5) / x.shape[-1]
+    left, top, width, height = boxes[which].T[..., None]
+    across, down = (
+        torch.from_numpy((start <= centre) & (centre < start + length)).to(x.device)
+        for start, length in ((left, width), (top, height))
+    )
+    inside = down[:, None, :, None] & across[:, None, None, :]
+    x[rows] = torch.where(inside, _to(levels[which], x.device)[..., None, None], x[rows])

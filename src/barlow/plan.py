@@ -14,8 +14,9 @@ from barlow.errors import UserError
 from barlow.objective import default_lambda
 from barlow.views import suggest
 
-# The narrow network for small images without a GPU; chosen by measurement (docs/log.md, "Encoder for small images").
-NARROW = ("resnetv2_18", {"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256], "stem_chs": 16})
+# The narrow network for small images without a GPU; chosen by measurement (docs/log.md, "Three stages, and something
+# painted over"). Three stages, since four end in maps of 2 by 2 pixels, at 40 px as at 64.
+NARROW = ("resnetv2_18", {"layers": [1, 1, 1], "channels": [32, 64, 256], "stem_chs": 16})
 # What is chosen from pixels, and does not apply to samples that are no images.
 PIXELS = frozenset({"channels", "channels_b", "image_size", "mean", "mean_b", "std", "std_b", "views", "encoder",
                     "encoder_args", "pretrained", "cache", "cache_form"})  # fmt: skip

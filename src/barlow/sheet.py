@@ -121,6 +121,8 @@ def caption(draws: Draws, i: int) -> list[str]:
     said += ["gray"] if draws.gray[i] else []
     said += [f"blur σ {draws.sigma[i]:.1f}"] if draws.sigma[i] else []
     said += ["solarised"] if np.isfinite(draws.solarize[i]) else []
+    erased = float(draws.erased[i, 2] * draws.erased[i, 3])
+    said += [f"{100 * erased:.0f} % painted over"] if erased else []
     return said
 
 

@@ -38,6 +38,7 @@ __all__ = [
 
 OwnView = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 TRIES = 10  # boxes drawn before the central crop is taken, as torchvision does
+LONGEST = 3.3  # sides of a rectangle that is painted over, to each other, either way
 SMALL = 64  # pixels: at this size and below, a blur of 2 pixels removes what there is to see
 
 
@@ -66,14 +67,16 @@ class View:
     sigma: tuple[float, float] = (0.1, 2.0)  # of the blur, in pixels of the crop whatever its size
     solarize: float = 0.0  # probability
     threshold: float = 0.5  # solarising inverts from this share of the full range on: 128 of 255, rounded
+    erase: float = 0.0  # probability that a rectangle is painted over, each channel with one level drawn for it
+    erased: tuple[float, float] = (0.02, 0.2)  # its share of the crop's area
 
     def __post_init__(self) -> None:
-        for name in ("flip", "flip_vertical", "turn", "jitter", "gray", "blur", "solarize", "threshold"):
+        for name in ("flip", "flip_vertical", "turn", "jitter", "gray", "blur", "solarize", "threshold", "erase"):
             _within(name, getattr(self, name), 0, 1)
         for name in ("brightness", "contrast", "saturation", "gain", "offset"):
             _within(name, getattr(self, name), 0, 1)
         _within("hue", self.hue, 0, 0.5)
-        for name, low, high in (("crop", 0, 1), ("ratio", 0, math.inf), ("sigma", 0, 100)):
+        for name, low, high in (("crop", 0, 1), ("ratio", 0, math.inf), ("sigma", 0, 100), ("erased", 0, 1)):
             pair = getattr(self, name)
             two = isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(v, int | float) for v in pair)
             if not (two and low < pair[0] <= pair[1] <= high and pair[1] < math.inf):
@@ -94,10 +97,11 @@ _B = replace(_A, blur=0.1, solarize=0.2)
 
 
 # Without colour, light is what would give away that two views are of one image. So it changes twice as much as in the
-# paper's pair, and crops are mild: together three points of k-NN, four with 1 % of the labels (docs/log.md).
+# paper's pair, and crops are mild: together three points of k-NN, four with 1 % of the labels. That a part may be
+# missing brings one more (docs/log.md).
 _GRAY = View(
     crop=(0.65, 1.0), ratio=(4 / 5, 5 / 4), flip=0.5,
-    jitter=1.0, brightness=0.8, contrast=0.8, blur=0.3, sigma=(0.5, 1.5), solarize=0.3,
+    jitter=1.0, brightness=0.8, contrast=0.8, blur=0.3, sigma=(0.5, 1.5), solarize=0.3, erase=0.5,
 )  # fmt: skip
 
 
@@ -137,8 +141,10 @@ def draw(
     of uniform numbers, so that a changed probability changes nothing else.
     """
     n = len(images)
-    u = uniforms(seed, epochs, images, number, 2 * TRIES + 16 + 2 * channels)
-    tries, u, own = u[:, : 2 * TRIES], u[:, 2 * TRIES : 2 * TRIES + 16].T, u[:, 2 * TRIES + 16 :]
+    places = np.cumsum([2 * TRIES, 16, 2 * channels, (5 + channels) * (view.erase > 0)])
+    u = uniforms(seed, epochs, images, number, int(places[-1]))
+    tries, u, own, last = np.split(u, places[:-1], axis=1)
+    u = u.T
     jitter, colour = u[5] < view.jitter, channels == 3
     strengths = (view.brightness, view.contrast, view.saturation * colour, view.hue * colour)
     b, c, s, h = (np.where(jitter, k * (2 * v - 1), 0.0) for k, v in zip(strengths, u[6:10], strict=True))
@@ -158,8 +164,22 @@ def draw(
         offset=view.offset * spread[:, channels:],
         sigma=np.where(u[11] < view.blur, low + (high - low) * u[12], 0.0),
         solarize=np.where(u[13] < view.solarize, np.full(n, view.threshold), np.inf),
+        erased=_rectangles(view, last),
+        level=last[:, 5:] if view.erase else np.zeros((n, channels)),
         reach=math.ceil(3 * high),
     )
+
+
+def _rectangles(view: View, u: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What is painted over, (n, 4) in shares of the crop's sides: Random Erasing (Zhong et al., AAAI 2020), whose
+    rectangle is inside the image; without its second try where one is too long, which is cut to the image's side."""
+    if not view.erase:
+        return np.zeros((len(u), 4))
+    happens, area, ratio, across, down = u[:, :5].T
+    root = np.sqrt(view.erased[0] + (view.erased[1] - view.erased[0]) * area)
+    stretch = np.exp((ratio - 0.5) * math.log(LONGEST))  # the root of width / height
+    w, h = np.minimum(root * stretch, 1.0), np.minimum(root / stretch, 1.0)
+    return np.where(happens < view.erase, np.stack([across * (1 - w), down * (1 - h), w, h]), 0.0).T
 
 
 def _boxes(
