@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import torch
 
 from barlow.config import Config
 from barlow.errors import UserError
+from barlow.network import build_encoder
 from barlow.plan import RULES, Findings, doubt, resolve
 from barlow.survey import long_images
 
@@ -44,6 +46,19 @@ def test_size_and_network_follow_images_and_machine() -> None:
     assert (small.workers, photos.workers) == (0, 1)
 
 
+@pytest.mark.parametrize("side", [28, 64])
+def test_the_narrow_network_ends_in_maps_of_three_pixels_and_more(side: int) -> None:
+    config, _ = resolve(Config("a"), dataclasses.replace(SMALL, height=side, width=side))
+    assert config.encoder
+    assert isinstance(config.encoder_args, dict)
+    assert config.image_size
+    size = config.image_size
+    model = build_encoder(config.encoder, config.encoder_args, channels=1, size=size, pretrained=False).eval()
+    maps = model.forward_features(torch.zeros(1, 1, size, size))  # type: ignore[operator]
+    assert min(maps.shape[2:]) >= 3
+    assert model.num_features == 256
+
+
 @pytest.mark.parametrize("side", range(1, 12))
 def test_the_smallest_images_get_a_size_that_may_be_given(side: int) -> None:
     for found in (SMALL, GPU):
@@ -55,7 +70,11 @@ def test_bfloat16_where_it_pays_and_where_maps_are_larger_than_a_pixel() -> None
     slow = dataclasses.replace(SMALL, bfloat16=False)
     assert resolve(Config("a"), SMALL)[0].precision == "bfloat16"
     assert resolve(Config("a"), slow)[0].precision == "float32"
-    assert resolve(Config("a", image_size=32), SMALL)[0].precision == "float32"
+    assert resolve(Config("a", image_size=32), SMALL)[0].precision == "bfloat16"  # three stages
+    assert resolve(Config("a", image_size=16), SMALL)[0].precision == "float32"
+    four = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}
+    assert resolve(Config("a", image_size=32, encoder_args=four), SMALL)[0].precision == "float32"
+    assert resolve(Config("a", image_size=32, encoder="resnet18"), SMALL)[0].precision == "float32"
     assert resolve(Config("a", image_size=32), GPU)[0].precision == "bfloat16"
 
 

@@ -21,7 +21,7 @@ NARROW = ("resnetv2_18", {"layers": [1, 1, 1], "channels": [32, 64, 256], "stem_
 PIXELS = frozenset({"channels", "channels_b", "image_size", "mean", "mean_b", "std", "std_b", "views", "encoder",
                     "encoder_args", "pretrained", "cache", "cache_form"})  # fmt: skip
 MANY = 16  # channels; with fewer, nobody's columns are taken for them
-ONE_PIXEL = 32  # pixels: up to this side the last maps of the usual networks are a single pixel
+USUAL = 32  # pixels of the crop that are one pixel of the usual networks' last maps
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,10 @@ def _precision(config: Config, found: Findings) -> tuple[str, str]:
 
 def _one_pixel(config: Config, found: Findings) -> bool:
     """Whether a processor meets maps of one pixel."""
-    return found.device == "cpu" and not found.shape and (config.image_size or 0) <= ONE_PIXEL
+    stride, given = USUAL, config.encoder_args
+    if isinstance(given, dict) and "layers" in given:  # of a ResNet: the stem halves twice, each stage but one once
+        stride = 2 ** (len(given["layers"]) + 1)
+    return found.device == "cpu" and not found.shape and (config.image_size or 0) <= stride
 
 
 def doubt(config: Config, found: Findings) -> str:
