@@ -377,6 +377,24 @@ def test_a_learning_rate_that_is_far_too_large_says_so(tiny: Make) -> None:
         pretrain(tiny(lr=100.0, steps=60), quiet=True)
 
 
+def test_statistics_that_overflow_end_the_run_with_the_same_remedy(
+    tiny: Make, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where they do not reach the loss before the last step, the look at the held-out images meets them first."""
+    took = Session.took
+
+    def overflow(session: Session, *rest: Any) -> None:
+        took(session, *rest)
+        if session.step == session.steps:
+            buffers = dict(session.parts.network.named_buffers())
+            next(v for name, v in buffers.items() if name.endswith("running_var")).fill_(float("nan"))
+
+    monkeypatch.setattr(Session, "took", overflow)
+    with pytest.raises(NumbersError, match=r"running_var is not finite at step 8.*not saved.*too large: try --lr 0.1 "):
+        pretrain(tiny(lr=0.3))
+    assert "step 8: the held-out images have features that are not finite" in capsys.readouterr().err
+
+
 def test_an_output_that_is_constant_is_told_once_over_a_resume(tiny: Make, monkeypatch: Patch) -> None:
     """When such a rate first shows differs from processor to processor, so it is made to show."""
     told = barlow.train.told

@@ -23,7 +23,7 @@ from barlow.readers import WorkerLost
 from barlow.report import write_report
 from barlow.resources import explain_out_of_memory, is_out_of_memory, peak_memory
 from barlow.runlog import plain
-from barlow.session import Session
+from barlow.session import Session, usual_cause
 from barlow.signals import EXIT_CODES, StopRequest
 
 
@@ -106,11 +106,8 @@ def diverged(session: Session, batch: Batch, error: NumbersError) -> NumbersErro
         except OSError as full:
             session.warn(full)
         session.log("event", message=f"step {batch.step + 1}: {error}")
-    lr = config.lr or 0.0
-    return NumbersError(
-        f"At step {batch.step + 1} {error}. Nothing was updated, and the last checkpoint is sound. "
-        f"The usual cause is a learning rate that is too large: try --lr {lr / 3:.2g} in a new --out.{again}"
-    )
+    sound = "Nothing was updated, and the last checkpoint is sound."
+    return NumbersError(f"At step {batch.step + 1} {error}. {sound} {usual_cause(config.lr)}{again}")
 
 
 @contextmanager

@@ -14,14 +14,12 @@ from barlow.errors import UserError
 from barlow.objective import default_lambda
 from barlow.views import suggest
 
-# The narrow network for small images without a GPU; chosen by measurement (docs/log.md, "Three stages, and something
-# painted over"). Three stages, since four end in maps of 2 by 2 pixels, at 40 px as at 64.
+# For small images without a GPU, by measurement (docs/log.md, "Three stages, …"): four end in maps of 2 by 2 pixels.
 NARROW = ("resnetv2_18", {"layers": [1, 1, 1], "channels": [32, 64, 256], "stem_chs": 16})
 # What is chosen from pixels, and does not apply to samples that are no images.
 PIXELS = frozenset({"channels", "channels_b", "image_size", "mean", "mean_b", "std", "std_b", "views", "encoder",
                     "encoder_args", "pretrained", "cache", "cache_form"})  # fmt: skip
 MANY = 16  # channels; with fewer, nobody's columns are taken for them
-USUAL = 32  # pixels of the crop that are one pixel of the usual networks' last maps
 
 
 @dataclass(frozen=True)
@@ -231,10 +229,8 @@ def _precision(config: Config, found: Findings) -> tuple[str, str]:
 
 
 def _one_pixel(config: Config, found: Findings) -> bool:
-    """Whether a processor meets maps of one pixel."""
-    stride, given = USUAL, config.encoder_args
-    if isinstance(given, dict) and "layers" in given:  # of a ResNet: the stem halves twice, each stage but one once
-        stride = 2 ** (len(given["layers"]) + 1)
+    given = config.encoder_args  # of a ResNet, whose stem halves twice and each stage but one once
+    stride = 2 ** (len(given["layers"]) + 1) if isinstance(given, dict) and "layers" in given else 32
     return found.device == "cpu" and not found.shape and (config.image_size or 0) <= stride
 
 

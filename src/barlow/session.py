@@ -45,6 +45,11 @@ TOO_LARGE = "the learning rate is probably too large"
 RECENT = 50  # steps that the rate shown is the mean of
 
 
+def usual_cause(lr: float | None) -> str:
+    """What to try after numbers that are not finite."""
+    return f"The usual cause is a learning rate that is too large: try --lr {(lr or 0.0) / 3:.2g} in a new --out."
+
+
 def readers(source: Stream, workers: int) -> tuple[int, str | None]:
     """How many of ``workers`` can read, and the sentence to tell where it is fewer: they would run the program of the
     user again, or shared memory is small."""
@@ -184,11 +189,19 @@ class Session:
                  seconds=time.monotonic() - self.started)  # fmt: skip
 
     def look(self, *, warm_up: bool) -> dict[str, Any]:
-        """Looks at the held-out images: health lines and a snapshot; returns what the display shows."""
+        """Looks at the held-out images: health lines and a snapshot; returns what the display shows.
+
+        Nothing is measured where their features are not finite: the next step will end the run, on all processes.
+        """
         if self.run is None:
             return {}
         parts = self.parts
         out = parts.held_out.outputs(parts.network, parts.fabric.autocast)
+        if not all(bool(values.isfinite().all()) for values in out.values()):
+            message = f"the held-out images have features that are not finite: {TOO_LARGE}"
+            say(f"warning: step {self.step:,}: {message}")
+            self.log("event", message=message)
+            return {}
         lately = statistics.fmean(self.diagonals[-LATELY:]) if self.diagonals else None
         lines = health_lines(
             self.step, out, warm_up=warm_up, shared=len(parts.network.encoders) == 1, train_diagonal=lately,
@@ -234,6 +247,8 @@ class Session:
             self.run.sync()
             self._refused = False
             self.saver.save(self.step, tensors, state, best=self.best[0])
+        except NumbersError as error:  # statistics can overflow where the loss and its gradients do not
+            raise NumbersError(f"{error}. {usual_cause(self.parts.config.lr)}") from error
         except OSError as error:  # SaveFailed is one: of the save before, and this one is its retry
             self.warn(error)
 
