@@ -229,8 +229,8 @@ def _precision(config: Config, found: Findings) -> tuple[str, str]:
 
 
 def _one_pixel(config: Config, found: Findings) -> bool:
-    given = config.encoder_args  # of a ResNet, whose stem halves twice and each stage but one once
-    stride = 2 ** (len(given["layers"]) + 1) if isinstance(given, dict) and "layers" in given else 32
+    layers = config.encoder_args.get("layers") if isinstance(config.encoder_args, dict) else None  # of a ResNet,
+    stride = 2 ** (len(layers) + 1) if isinstance(layers, list | tuple) else 32  # whose stem halves the size twice
     return found.device == "cpu" and not found.shape and (config.image_size or 0) <= stride
 
 
