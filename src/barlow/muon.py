@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 # Quintic iterations X ← aX + b(XXᵀ)X + c(XXᵀ)²X that bring singular values from 0.025 … 1 nearest to one, within 0.06
-# (minimax, composed as in Amsel et al. 2025, arXiv:2505.16932). Fewer of a higher degree are a tenth faster and round
-# twice as much (docs/log.md, "Muon with three steps").
+# (minimax, composed as in Amsel et al. 2025, arXiv:2505.16932). Fewer of a higher degree are hardly faster and
+# round three times as much (docs/log.md, "Muon with three steps").
 STEPS = (
     (7.5328, -21.4126, 15.6918),
     (3.0542, -2.2885, 0.4875),

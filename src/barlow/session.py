@@ -191,7 +191,7 @@ class Session:
     def look(self, *, warm_up: bool) -> dict[str, Any]:
         """Looks at the held-out images: health lines and a snapshot; returns what the display shows.
 
-        Nothing is measured where their features are not finite: the next step will end the run, on all processes.
+        Nothing is measured where their features are not finite: a step or a save that meets it will end the run.
         """
         if self.run is None:
             return {}
