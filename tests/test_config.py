@@ -19,7 +19,7 @@ FULL = Config(
     projector=(64, 32), twins="shared", lambda_=0.0051, batch_size=128, micro_batch=32, epochs=2.5, steps=None,
     minutes=None, optimizer="lars", lr=0.2, lr_bias=1e-4, weight_decay=1.5e-6, warmup=0.01, precision="bfloat16",
     workers=0, devices=1, seed=7, held_out=10, health_every=5, checkpoint_every=9, stop_on_collapse=True,
-    time_limit="2h", cache=True, cache_form="jpeg", max_bad=0.1, keep_every=500, timeout="90s",
+    time_limit="2h", cache=True, cache_form="jpeg", max_bad=0.1, keep_every=500, timeout="90s", threads=3,
     logger=("wandb", "mlflow"),
 )  # fmt: skip
 

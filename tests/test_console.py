@@ -29,8 +29,10 @@ def test_everything_promised_is_there() -> None:
 
 
 def test_lines_fit_a_terminal() -> None:
-    assert len(lines(STATE)) == 3
-    assert max(map(len, lines(STATE))) <= 80
+    crowded = lines(STATE | {"core_wait": 0.41})
+    assert crowded[0].endswith("left · waiting for a core 41%")
+    assert len(crowded) == 3
+    assert max(map(len, crowded)) <= 80
 
 
 def test_what_is_not_known_yet_is_left_out() -> None:

@@ -14,7 +14,7 @@ from barlow.plan import RULES, Findings, doubt, resolve
 from barlow.survey import long_images
 
 SMALL = Findings(images=8000, height=28, width=28, channels=1, in_memory=True, mean=(0.3,), std=(0.3,), measured=1000,
-                 device="cpu", devices=1, cores=2, bfloat16=True)  # fmt: skip
+                 device="cpu", devices=1, cores=2, bfloat16=True, threads=2)  # fmt: skip
 PHOTOS = dataclasses.replace(SMALL, images=100_000, height=375, width=500, channels=3, in_memory=False,
                              mean=(0.5,) * 3, std=(0.2,) * 3)  # fmt: skip
 GPU = dataclasses.replace(PHOTOS, device="cuda", devices=4, cores=16)
@@ -27,7 +27,8 @@ def test_everything_is_chosen_with_a_reason() -> None:
         chosen = {choice.word for choice in choices}
         assert {"encoder", "batch_size", "projector", "lambda", "lr", "views", "precision", "epochs"} <= chosen
         left = {name for name in RULES if getattr(config, name) is None}
-        assert left <= {"lr_bias", "channels_b", "mean_b", "std_b"}  # of LARS, of pairs
+        assert left <= {"lr_bias", "channels_b", "mean_b", "std_b", "threads"}  # of LARS, of pairs, of processors
+        assert config.threads == (None if found is GPU else 2)
 
 
 def test_what_is_given_stays() -> None:

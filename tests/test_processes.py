@@ -150,6 +150,22 @@ def test_a_process_that_dies_is_named_and_the_others_end(folder: Path) -> None:
     assert first[1].endswith(f"Bring it back and continue with: barlow pretrain --resume {folder / 'run'}")
 
 
+def spoil_the_statistics_at_three(rank: int) -> None:
+    def spoil(session: Session) -> None:
+        buffers = dict(session.parts.network.named_buffers())
+        next(v for name, v in buffers.items() if name.endswith("running_var")).fill_(float("nan"))
+
+    after(3, spoil)
+
+
+def test_a_save_that_is_refused_ends_all_at_once(folder: Path) -> None:
+    """Only the first process saves. Kills: the others wait for it in the next step, until their patience ends."""
+    first, second = run(2, folder, settings(folder, checkpoint_every=4), spoil_the_statistics_at_three)
+    assert first[0] == 4
+    assert "running_var is not finite at step 4: not saved" in first[1]
+    assert second == [4, ""]
+
+
 def kill_the_second_at_five(rank: int) -> None:
     if rank == 1:
         after(5, lambda _: signal.raise_signal(signal.SIGKILL))

@@ -22,6 +22,7 @@ import barlow.train
 from barlow import Config, load_encoder, pretrain
 from barlow.batches import Batch, Stream
 from barlow.config import read_toml
+from barlow.cores import Wait
 from barlow.encoder import untrained
 from barlow.errors import NumbersError, Stopped, UserError
 from barlow.length import FINISH_SECONDS, Pace
@@ -29,6 +30,7 @@ from barlow.looks import LIDAR
 from barlow.prepare import Ready
 from barlow.runlog import read_metrics
 
+QUIET = Wait(0.0, 0.0, 0.0)
 Make = Callable[..., Config]
 
 
@@ -184,7 +186,7 @@ def test_minutes_do_not_change_the_bits(tiny: Make, tmp_path: Path, monkeypatch:
 
     def measured(parts: Ready, seconds: float) -> Pace:
         timed.append(barlow.length.trial(parts, seconds / 10))
-        return Pace(step=40.0, look=0.1)
+        return Pace(step=40.0, look=0.1, wait=QUIET)
 
     monkeypatch.setattr(barlow.run, "trial", measured)
     run = pretrain(tiny(steps=None, minutes=10, workers=1), quiet=True)
@@ -198,7 +200,7 @@ def test_minutes_do_not_change_the_bits(tiny: Make, tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("every", [None, 7])
 def test_the_steps_that_fit_in_a_time(every: int | None) -> None:
     """As many looks as the run will have are counted: few in a short run, hundreds in a long one of quick steps."""
-    pace, config = Pace(step=0.01, look=2.0), Config(health_every=every, batch_size=256, held_out=256)
+    pace, config = Pace(step=0.01, look=2.0, wait=QUIET), Config(health_every=every, batch_size=256, held_out=256)
     for seconds in (20.0, 100.0, 36000.0):
         steps = pace.steps_in(seconds, config)
         assert pace.whole(steps, config) <= seconds < pace.whole(steps + 1, config)
@@ -211,7 +213,7 @@ def test_the_steps_that_fit_in_a_time(every: int | None) -> None:
 
 def test_a_dry_run_of_minutes_takes_them(tiny: Make, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     """Kills: steps counted by one measurement, and their time told by another."""
-    paces = iter([Pace(step=0.1, look=1.0), Pace(step=0.2, look=1.0)])
+    paces = iter([Pace(step=0.1, look=1.0, wait=QUIET), Pace(step=0.2, look=1.0, wait=QUIET)])
     monkeypatch.setattr(barlow.run, "trial", lambda *_: next(paces))
     pretrain(tiny(steps=None, minutes=60), dry_run=True)
     assert "100 ms each, about 1 h 0 min in all" in capfd.readouterr().err

@@ -24,9 +24,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from barlow.cores import cores
 from barlow.decode import RULE
 from barlow.guard import BadImage
-from barlow.index import OK, WORDS, cores, in_threads, place
+from barlow.index import OK, WORDS, in_threads, place
 from barlow.reading import Images, RawPixels
 from barlow.resources import readable
 from barlow.sources import size_and_time

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from barlow.convert import FULL, beyond, convert
+from barlow.cores import cores
 from barlow.decode import filled, mode_kind
 from barlow.duplicates import SIDE, groups, near_pairs, normalised, same, thumbnail
 from barlow.errors import UserError
 from barlow.guard import BadImage
 from barlow.images import Images, Source, open_images
-from barlow.index import cores, in_threads, modes, read_row
+from barlow.index import in_threads, modes, read_row
 from barlow.sources import shown
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -57,6 +57,7 @@ class Config:
         warmup: Share of the steps over which the rate rises from zero.
         precision: float32, bfloat16 (autocast) or float16 (autocast with loss scaling).
         workers: Processes that read images; 0 reads in the main one.
+        threads: Threads of each process without GPU; a resume keeps it: the last digits depend on it. [default: cores]
         devices: Number of processes, one a device. [default: all GPUs, else 1]
         seed: Seed of every draw.
         held_out: Images kept from training for the label-free measures.
@@ -101,6 +102,7 @@ class Config:
     warmup: float | None = None
     precision: Literal["float32", "bfloat16", "float16"] | None = None
     workers: int | None = None
+    threads: int | None = None
     devices: int | None = None
     seed: int | None = None
     held_out: int | None = None
@@ -236,8 +238,8 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "lambda_": (0, 1e6, True), "batch_size": (2, 2**24, True),
     "micro_batch": (1, 2**24, True), "epochs": (0, 1e6, False), "steps": (1, 1e12, True), "minutes": (0, 1e6, False),
     "lr": (0, 1e3, False), "lr_bias": (0, 1e3, False), "weight_decay": (0, 1e3, True), "warmup": (0, 1, True),
-    "workers": (0, 1024, True), "devices": (1, 1024, True), "seed": (0, 2**63 - 1, True), "held_out": (2, 10**6, True),
-    "health_every": (1, 1e12, True), "checkpoint_every": (1, 1e12, True),
+    "workers": (0, 1024, True), "threads": (1, 1024, True), "devices": (1, 1024, True), "seed": (0, 2**63 - 1, True),
+    "held_out": (2, 10**6, True), "health_every": (1, 1e12, True), "checkpoint_every": (1, 1e12, True),
     "keep_every": (1, 1e12, True), "max_bad": (0, 1, True),
 }  # fmt: skip
 

@@ -17,6 +17,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from barlow.cores import BUSY
 from barlow.progress import PLAIN_EVERY, duration, on_terminal
 
 WORD = 17  # columns for the name of a setting
@@ -60,11 +61,13 @@ def lines(state: Mapping[str, Any]) -> list[str]:
     """The state of a run as three lines of text that fit a terminal of 80 columns.
 
     ``state``: step, steps, epoch, loss, floor, invariance, redundancy, lambda; then, once known, twins_found, verdict,
-    images_per_s, data_wait (0..1), seconds_left.
+    images_per_s, data_wait (0..1), seconds_left, core_wait (0..1).
     """
     where = [f"step {state['step']:,} of {state['steps']:,}", f"epoch {state['epoch']:.1f}"]
     if "images_per_s" in state:
         where.append(f"{duration(state['seconds_left'])} left")
+    if state.get("core_wait", 0.0) >= BUSY:
+        where.append(f"waiting for a core {state['core_wait']:.0%}")
     loss = [
         f"loss {short(state['loss'])} (floor {short(state['floor'])})",
         f"invariance {short(state['invariance'])}",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 import re
 import shlex
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from barlow import __version__
+from barlow.cores import cores
 
 PACKAGES = ("torch", "torchvision", "timm", "lightning-fabric", "numpy", "pillow", "safetensors")
 
@@ -34,7 +34,7 @@ def environment(devices: Sequence[str] = ("cpu",), command: Sequence[str] | None
         "device": names[0],
         "devices": names,
         "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "platform": platform.platform(),
         "host": socket.gethostname(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),

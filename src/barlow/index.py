@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from barlow.cores import cores
 from barlow.decode import Header, header
 from barlow.errors import UserError
 from barlow.guard import BadImage, warnings_raise
@@ -34,11 +35,6 @@ ITS_PARTNER = "its partner: "  # before the reason why the other image of a pair
 COLUMNS = ("path", "bytes", "modified", "width", "height", "mode", "status")
 WORDS = pa.dictionary(pa.int32(), pa.string())
 METADATA = b"barlow"
-
-
-def cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_threads(function: Callable[[int], T], count: int, what: str, workers: int = 0, chunk: int = 64) -> Iterator[T]:

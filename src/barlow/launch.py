@@ -23,8 +23,10 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning_fabric.plugins.precision import MixedPrecision, Precision
 from lightning_fabric.strategies.ddp import DDPStrategy
 
+from barlow import ranks
 from barlow.config import Config
 from barlow.console import say
+from barlow.cores import cores
 from barlow.errors import Stopped, UserError
 from barlow.machine import machine
 from barlow.signals import parse_duration
@@ -39,6 +41,7 @@ _calls = 0  # of ``pretrain`` in this process
 def launch(config: Config, stack: ExitStack) -> Fabric:
     """Fabric on the devices of this run. What is started here ends with ``stack``. Raises UserError."""
     device, count, _, _ = machine()
+    stack.callback(torch.set_num_threads, torch.get_num_threads())  # the program around this run has its own wishes
     if config.precision == "float16" and device != "cuda":
         raise UserError("precision float16 needs a GPU; give --precision bfloat16 or float32.")
     environment, local, nodes = surroundings(os.environ, config.devices or count)
@@ -82,6 +85,18 @@ def patience(config: Config) -> float:
 def compute_in(fabric: Fabric, precision: str) -> None:
     """The precision of a launched ``fabric``: it is known only when the images are, or the run that is continued."""
     fabric.strategy.precision = fabric._precision = precision_plugin(precision, fabric.device.type)
+
+
+def use_threads(config: Config) -> None:
+    """As many threads as the run began with; of several processes no more than each has cores for."""
+    if config.threads is None:
+        return
+    local, each, _ = share(os.environ, config.devices or 1, cores())
+    if config.threads > each and ranks.rank() == 0:
+        how = "to the bit, but slowly" if local == 1 else f"with {each}, the same up to rounding"
+        say(f"note: {config.threads} threads are asked for, and each process has {each} of the cores here: it goes on "
+            f"{how}; --threads {each} --allow threads settles it")  # fmt: skip
+    torch.set_num_threads(config.threads if local == 1 else min(config.threads, each))
 
 
 def precision_plugin(precision: str, device: str) -> Precision:

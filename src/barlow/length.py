@@ -11,6 +11,7 @@ import torch
 
 from barlow import ranks
 from barlow.config import Config
+from barlow.cores import CoreWait, Wait
 from barlow.endings import out_of_memory_in_words
 from barlow.held_out import health_lines
 from barlow.launch import patience
@@ -28,10 +29,11 @@ FINISH_SECONDS = 6.0  # for the last save, the encoder and the report
 
 @dataclass(frozen=True)
 class Pace:
-    """What was measured: seconds a step, and seconds a look at the held-out images."""
+    """What was measured: seconds a step, seconds a look at the held-out images, and the wait for a core meanwhile."""
 
     step: float
     look: float
+    wait: Wait
 
     def whole(self, steps: int, config: Config) -> float:
         """Seconds that a run of so many steps takes, with its looks, LiDAR, the last save and the report."""
@@ -79,11 +81,13 @@ def trial(parts: Ready, seconds: float) -> Pace:
         out_of_memory_in_words(parts),
         closing(batches(source, 0, TRIAL_STEPS + 4, workers, patience=patience(parts.config))) as coming,
     ):
+        waiting = CoreWait()
         timed(2)  # the first steps pay for allocations and for starting workers
         once = timed(2)
         count = ranks.broadcast(max(3, min(TRIAL_STEPS, int(seconds / once))))
         each = timed(count)
+        wait = waiting.look()
     begun = time.monotonic()
     health_lines(0, parts.held_out.outputs(parts.network, parts.fabric.autocast), warm_up=True,
                  shared=len(parts.network.encoders) == 1)  # fmt: skip
-    return Pace(each, time.monotonic() - begun)
+    return Pace(each, time.monotonic() - begun, wait)

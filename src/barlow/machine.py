@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import time
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 
+from barlow.cores import cores
+
 PAYS = 1.1  # times as fast as float32, for bfloat16 to be worth its rounding
 
 
 def machine() -> tuple[str, int, int, bool]:
     """(device, number of devices, cores, whether bfloat16 pays) of this machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if torch.cuda.is_available():
-        return "cuda", torch.cuda.device_count(), cores, torch.cuda.get_device_capability()[0] >= 8
+        return "cuda", torch.cuda.device_count(), cores(), torch.cuda.get_device_capability()[0] >= 8
     if torch.backends.mps.is_available():
-        return "mps", 1, cores, False
-    return "cpu", 1, cores, _bfloat16_pays()
+        return "mps", 1, cores(), False
+    return "cpu", 1, cores(), _bfloat16_pays()
 
 
 @lru_cache(maxsize=1)

@@ -43,6 +43,7 @@ class Findings:
     std_b: tuple[float, ...] = ()
     shape: tuple[int, ...] = ()  # of one sample, where they are no images
     started: str = "all that are here"  # why so many devices
+    threads: int = 1  # that torch would compute with, of each process
 
     @property
     def side(self) -> int:
@@ -152,9 +153,8 @@ def _batch_size(config: Config, found: Findings) -> tuple[int, str]:
     batch = usual = 256
     while batch > max(left // 4, 2):
         batch //= 2
-    if batch < usual:
-        return batch, f"only {left:,} images to train on"
-    return batch, "small batches are enough for this objective, and give more steps in the same time"
+    enough = "small batches are enough for this objective, and give more steps in the same time"
+    return batch, enough if batch == usual else f"only {left:,} images to train on"
 
 
 def _projector(config: Config, found: Findings) -> tuple[tuple[int, ...], str]:
@@ -212,10 +212,8 @@ def _epochs(config: Config, found: Findings) -> tuple[float | None, str]:
         return None, ""
     views = 2e6 if found.device == "cpu" else 2e7
     epochs = float(np.clip(round(views / max(found.images, 1)), 10, 800))
-    return (
-        epochs,
-        f"about {epochs * found.images:,.0f} images seen; give --minutes, --epochs or --steps for another length",
-    )
+    seen = f"about {epochs * found.images:,.0f} images seen"
+    return epochs, f"{seen}; give --minutes, --epochs or --steps for another length"
 
 
 def _precision(config: Config, found: Findings) -> tuple[str, str]:
@@ -295,6 +293,7 @@ RULES: dict[str, Rule] = {
     "precision": _precision,
     "devices": lambda c, f: (f.devices, f.started),
     "workers": _workers,
+    "threads": lambda c, f: (f.threads if f.device == "cpu" else None, "a resume keeps it: digits depend on it"),
     "cache": lambda c, f: (not f.in_memory, "decode once" if not f.in_memory else "nothing to decode"),
     "max_bad": lambda c, f: (0.05, "more broken files than this are a broken collection"),
 }

@@ -23,7 +23,7 @@ from barlow.draws import IntArray
 from barlow.errors import UserError
 from barlow.held_out import HeldOut
 from barlow.images import Images
-from barlow.launch import compute_in, share
+from barlow.launch import compute_in, share, use_threads
 from barlow.machine import machine
 from barlow.network import Twins, build_encoder, build_twins, model_arguments
 from barlow.optimise import build_optimizer
@@ -69,11 +69,12 @@ def look(images: Images, wanted: int | None = None) -> Findings:
         raise UserError(f"There is {only} here{why}; training needs many. Check the path; barlow check says more.")
     device, count, cores, native = machine()
     devices, cores, started = share(os.environ, wanted or count, cores)
+    threads = min(torch.get_num_threads(), cores)
     if images.shape:
         return Findings(
             images=len(images), height=0, width=0, channels=0, in_memory=True, mean=(), std=(), measured=0,
             device=device, devices=devices, cores=cores, bfloat16=native, channels_b=int(images.second is not None),
-            shape=images.shape, started=started,
+            shape=images.shape, started=started, threads=threads,
         )  # fmt: skip
     chosen = np.unique(np.linspace(0, len(images) - 1, LOOKED_AT).astype(np.int64))
     mean, std = moments(images, chosen)
@@ -88,7 +89,7 @@ def look(images: Images, wanted: int | None = None) -> Findings:
         images=len(images), height=height, width=width, channels=images.channels,
         in_memory=images.array is not None or (images.held is not None and images.held.in_memory),
         mean=mean, std=std, measured=len(chosen),
-        device=device, devices=devices, cores=cores, bfloat16=native, started=started, **partners,
+        device=device, devices=devices, cores=cores, bfloat16=native, started=started, threads=threads, **partners,
     )  # fmt: skip
 
 
@@ -164,6 +165,7 @@ def ready(config: Config, fabric: Fabric, images: Images, own: Own = NONE) -> Re
     brings those of its encoder."""
     assert config.seed is not None and config.batch_size and config.held_out and config.precision
     compute_in(fabric, config.precision)
+    use_threads(config)
     assert config.encoder and isinstance(config.projector, tuple)
     train, kept = split(config.seed, len(images), config.held_out)
     source = Stream(prepared(config, images), train, own.views or views_of(config), seed=config.seed,

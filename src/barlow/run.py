@@ -223,6 +223,8 @@ def fix_length(begun: Begun, fabric: Fabric, mine: Own, started: float, quiet: b
         pace = pace or trial(parts, min(TRIAL_SECONDS, 1.5 * config.minutes))
         left = 60 * config.minutes - (time.monotonic() - started)
         chosen.append(steps_of_minutes(config, pace, len(parts.source.train), left))
+        if not quiet and (advice := pace.wait.advice(config.threads or 1)):
+            say(f"warning: the steps that were measured are slow ones, so few are planned: {advice}")
     elif config.steps is None:
         chosen.append(steps_of_epochs(config, len(begun.images)))
     config = config.replace(**{choice.word: choice.value for choice in chosen})

@@ -19,6 +19,7 @@ from barlow.agreement import together
 from barlow.batches import Batch, Stream
 from barlow.checkpoint import Checkpoint
 from barlow.console import say
+from barlow.cores import CoreWait
 from barlow.errors import NumbersError
 from barlow.held_out import health_lines
 from barlow.images import Bad
@@ -76,6 +77,7 @@ class Session:
         self.diagonals: list[float] = []  # mean diagonals, likewise
         self.first: float | None = None  # how near the untrained network's twins are, once it has been looked at
         self.worried = False
+        self.waiting, self._crowded = CoreWait(), False  # whether the user has been told that cores are short
         self._saved_step = -1
         self._refused = False  # metrics.jsonl did not reach the disk, so no save was begun
         self._told: set[str] = set()
@@ -182,11 +184,16 @@ class Session:
         if self.run:
             self.run.log(kind, self.step, **values)
 
-    def log_speed(self) -> None:
-        """The line of kind "speed"."""
-        now = self.speed()
-        self.log("speed", images_per_s=now["images_per_s"], data_wait=now["data_wait"],
+    def log_speed(self) -> dict[str, float]:
+        """The line of kind "speed"; returns of it what the display shows. Warns, once, where cores are short."""
+        now, wait = self.speed(), self.waiting.look()
+        self.log("speed", images_per_s=now["images_per_s"], data_wait=now["data_wait"], core_wait=wait.worst,
                  seconds=time.monotonic() - self.started)  # fmt: skip
+        advice = wait.advice(self.parts.config.threads or 1)
+        if advice and self.run and not self._crowded:
+            self._crowded = True
+            self.warn(advice)
+        return {"core_wait": wait.worst}
 
     def look(self, *, warm_up: bool) -> dict[str, Any]:
         """Looks at the held-out images: health lines and a snapshot; returns what the display shows.
@@ -198,9 +205,7 @@ class Session:
         parts = self.parts
         out = parts.held_out.outputs(parts.network, parts.fabric.autocast)
         if not all(bool(values.isfinite().all()) for values in out.values()):
-            message = f"the held-out images have features that are not finite: {TOO_LARGE}"
-            say(f"warning: step {self.step:,}: {message}")
-            self.log("event", message=message)
+            self.warn(f"step {self.step:,}: the held-out images have features that are not finite: {TOO_LARGE}")
             return {}
         lately = statistics.fmean(self.diagonals[-LATELY:]) if self.diagonals else None
         lines = health_lines(
@@ -266,10 +271,10 @@ class Session:
                 self.save()
         return False
 
-    def warn(self, error: OSError) -> None:
-        """A disk that refuses costs a warning, not the run."""
-        say(f"warning: {error}")
-        self.log("event", message=str(error))
+    def warn(self, what: object) -> None:
+        """Says and writes down what costs a warning, not the run: a disk that refuses, cores that are short."""
+        say(f"warning: {what}")
+        self.log("event", message=str(what))
 
     def restore(self, saved: Checkpoint, where: Path, allow: Collection[str] = ()) -> None:
         """Takes network, optimiser and step from a checkpoint, on every process. UserError when they do not fit."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from barlow import ranks
-from barlow.agreement import agree, leave, share
+from barlow.agreement import agree, leave, share, together
 from barlow.batches import Batch
 from barlow.console import Display, say
 from barlow.endings import NotFinite, collapse, diverged, farewell, trouble
@@ -50,7 +50,8 @@ def train(session: Session, stop: StopRequest, *, quiet: bool = False) -> None:
                 wish, session.save_due(), failure is not None, bool(news), ill
             )
             if saving or stopping or failing or collapsed:
-                session.save()
+                with together():  # the first process may find that what it saves is not finite
+                    session.save()
             if failing:
                 share(trouble(session, failure) if failure else None)
             if collapsed:
@@ -72,8 +73,7 @@ def train(session: Session, stop: StopRequest, *, quiet: bool = False) -> None:
                 worry(session, line, quiet)
                 display.update(step=session.step, **line)
             if session.looks.due(session.step):
-                session.log_speed()
-                display.update(**session.look(warm_up=warming_up(session)))
+                display.update(**session.log_speed(), **session.look(warm_up=warming_up(session)))
             display.update(**session.speed())
 
 
