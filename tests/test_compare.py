@@ -91,6 +91,20 @@ def test_the_ranking_and_how_sure_it_is(pair: tuple[Path, Path], capsys: pytest.
     assert json.loads(capsys.readouterr().out) == result
 
 
+def test_a_run_that_may_know_the_images_is_told(
+    tiny: Callable[..., Config], pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another seed holds out other images. Kills: a run that is asked about what it was trained on, and wins by it."""
+    images = str(pair[0].parent / "images.npy")
+    other = pretrain(tiny(images=images, out=str(tmp_path / "c"), seed=2, steps=2), quiet=True)
+    capsys.readouterr()
+    compare([pair[0], pair[1]])
+    compare([pair[0], other], images)
+    assert capsys.readouterr().err == ""
+    compare([pair[0], pair[1], other])
+    assert f"note: {other} held out other images than {pair[0]} and may have trained" in capsys.readouterr().err
+
+
 def test_mistakes(pair: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="two runs or more"):
         compare(pair[:1])

@@ -19,6 +19,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
 from barlow import embed, load_encoder, pretrain
+from barlow.card import model_card
 from barlow.config import Config
 from barlow.encoder import Encoder, save_encoder
 from barlow.errors import UserError
@@ -90,6 +91,23 @@ def test_new_images_of_real_numbers_are_scaled_as_those_of_the_run(tiny: Callabl
     _, same = embed(run, images[dim])
     np.testing.assert_allclose(same, whole[dim], rtol=1e-4, atol=1e-5)
     assert not np.allclose(half, whole[dim], rtol=1e-2)
+
+
+@pytest.mark.parametrize("depth", ["float32", "float64", "uint16", "int16"])
+def test_preprocess_takes_images_as_their_files_hold_them(
+    tiny: Callable[..., Config], tmp_path: Path, depth: str
+) -> None:
+    """With the range that the encoder was trained on. Kills: features of images whose whole range is a hundredth of
+    what the network knows, without a word."""
+    images = (blobs(96).astype(np.float64) * 2 + (100 if depth == "uint16" else -1000)).astype(depth)
+    run = pretrain(tiny(images=None, steps=2), images=images, quiet=True)
+    encoder = load_encoder(run)
+    assert encoder.value_range is not None
+    _, expected = embed(run, images)
+    with torch.no_grad():
+        ours = encoder(encoder.preprocess(list(images[..., None] if images.ndim == 3 else images))).numpy()
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-6)
+    assert "brought to 0..1 first" in model_card(run / "encoder")
 
 
 def test_preprocess_takes_any_size_and_refuses_other_channels(folder: Path) -> None:

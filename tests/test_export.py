@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,34 @@ def test_push_sends_the_folder_when_asked(run: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr("barlow.hub.HfApi", Api)
     export_encoder(run, "timm", tmp_path / "out", push="me/photos")
     assert sent == [("me/photos", True), ("me/photos", ["README.md", "config.json", "model.safetensors"])]
+
+
+@pytest.mark.parametrize(("to", "name"), [pytest.param("onnx", "a.onnx", marks=needs_onnx), ("torch", "a.pt2")])
+def test_only_an_earlier_export_is_replaced(run: Path, tmp_path: Path, to: Any, name: str) -> None:
+    """Kills: the network of somebody else, or a text, gone because it had that name."""
+    torch.save({"a": torch.ones(2)}, tmp_path / "other")
+    for content in (b"hello", (tmp_path / "other").read_bytes()):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match="is no earlier output of this command"):
+            export_encoder(run, to, tmp_path / name)
+        assert (tmp_path / name).read_bytes() == content
+    (tmp_path / name).write_bytes(b"")
+    for _ in range(2):
+        export_encoder(run, to, tmp_path / name)
+
+
+def test_a_card_shows_arguments_as_they_are_and_makes_no_link(tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "run") / "encoder"
+
+    def arguments() -> str:
+        return next(line for line in model_card(folder).splitlines() if line.startswith("| encoder |"))
+
+    assert str(ARGS["layers"]) in arguments().replace("\\", "")
+    config = json.loads((folder / "config.json").read_text())
+    config["architecture"] = r"[x](http://a) \[y\](http://b)"
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "http://b" in arguments()
+    assert re.search(r"(?<!\\)(\\\\)*[\[\]]", arguments()) is None  # none that is not escaped
 
 
 def test_model_card(run: Path) -> None:

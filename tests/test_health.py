@@ -192,6 +192,10 @@ def test_what_is_not_an_array_of_embeddings_is_refused(z: object) -> None:
 def test_views_of_other_images_are_refused() -> None:
     with pytest.raises(UserError, match="one shape"):
         diagnose(np.eye(4), np.eye(5))
+    many = np.random.default_rng(0).standard_normal((3000, 4))  # of so many a part is looked at, of both the same
+    for measured in (diagnose, health.measure_pair):
+        with pytest.raises(UserError, match="one shape"):
+            measured(many, many[:-1])  # type: ignore[operator]
     for bad in (np.zeros((3, 2)), np.zeros((3, 1, 2)), np.full((3, 3, 2), np.nan)):
         with pytest.raises(UserError, match="lidar"):
             health.lidar(bad)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,9 @@ def model_card(folder: Path) -> str:
     run = read_folder(folder.parent)
     takes = config["pretrained_cfg"]["input_size"]
     features = config.get("num_features", "")
-    name = _plain(str(config["architecture"]).removeprefix(OWN))
+    name = _escaped(str(config["architecture"]).removeprefix(OWN))
     usage = _usage_of_own(name) if name != config["architecture"] else _usage(*takes[:2])
+    usage += _range(config["barlow"].get("value_range"))
     what, unit = ("A", "numbers") if "shape" in config["barlow"] else ("An image", "pixels")
     size = " × ".join(map(str, takes))
     parts = [
@@ -92,6 +94,15 @@ def _usage(channels: int, size: int) -> str:
         code += [f"# transform is for RGB pictures; this encoder takes {channels} × {size} × {size}, scaled to 0..1,"
                  "\n# less model.pretrained_cfg['mean'], divided by model.pretrained_cfg['std']"]  # fmt: skip
     return "## Use\n\n```python\n" + "\n".join(code) + "\n```\n"
+
+
+def _range(span: Sequence[float] | None) -> str:
+    if span is None:
+        return ""
+    low, high = (f"{end:.8g}" for end in span)
+    line = f"`lo, hi = {low}, {high}; x = np.clip((x - lo) / (hi - lo), 0, 1)`"
+    return ("\nValues (of 16 bits as shares of 65,535, others as they are) are brought to 0..1 first, as "
+            f"`barlow embed` and `Encoder.preprocess` do:\n{line}.\n")  # fmt: skip
 
 
 def _usage_of_own(name: str) -> str:
@@ -135,7 +146,7 @@ def _measures(run: Folder) -> str:
         if any(value is not None for value in found):
             rows.append((words, *("" if value is None else f"{value:.3g}" for value in found)))
     images = last(health, "n", of="features")
-    told = f"Verdict: **{verdict['word']}**. {_plain(verdict['sentence'])}"
+    told = f"Verdict: **{verdict['word']}**. {_escaped(verdict['sentence'])}"
     note = f"On {images:,.0f} images that were not trained on:\n" if images else ""
     return "\n".join([told + "\n", note, _table(("measure", "encoder", "projector"), rows)])
 
@@ -150,9 +161,14 @@ def _labels(run: Folder) -> str:
 
 def _table(head: tuple[str, ...], rows: list[Any]) -> str:
     lines = [head, ("---",) * len(head), *rows]
-    return "\n".join("| " + " | ".join(_plain(str(cell)) for cell in line) + " |" for line in lines) + "\n"
+    return "\n".join("| " + " | ".join(_escaped(str(cell)) for cell in line) + " |" for line in lines) + "\n"
 
 
 def _plain(text: str) -> str:
-    """Text from outside as one line of Markdown that cannot end a table, a code span or the front matter."""
-    return re.sub(r"[\s|`<>\[\]]+", " ", text).strip()
+    """Text from outside as one line that cannot end a table, a code span or the front matter."""
+    return re.sub(r"[\s|`<>]+", " ", text).strip()
+
+
+def _escaped(text: str) -> str:
+    """``_plain`` text outside a code span, where brackets would make a link."""
+    return re.sub(r"([\\\[\]])", r"\\\1", _plain(text))

@@ -192,7 +192,7 @@ def export(
     Args:
         run: Run folder or encoder folder.
         to: timm (a folder, which transformers opens as well), onnx (for ONNX Runtime) or torch (a torch.export .pt2).
-        output: Folder, which must be new or empty, FILE.onnx or FILE.pt2, which is replaced.
+        output: Folder, which must be new or empty, FILE.onnx or FILE.pt2; an earlier export is replaced.
         with_preprocessing: Take uint8 images (n, height, width, channels) of any size, not preprocessed ones.
         images: Images to compare on. [default: the held-out images of the run]
         push: Then upload the timm folder to the Hugging Face Hub as this repository, user/name.

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from barlow.batches import Stream, split
 from barlow.config import Config, read_toml
+from barlow.console import say
 from barlow.convert import FULL
 from barlow.draws import IntArray
 from barlow.encoder import Encoder, load_encoder
@@ -60,6 +61,12 @@ def compare(runs: Sequence[str | Path], images: str | None = None) -> dict[str, 
     if len(runs) < 2:
         raise UserError("Give two runs or more: one alone has nothing to be compared with.")
     about = common(folders[0], images)
+    others = (
+        [] if images is not None else [str(run) for run in folders[1:] if not holds_out_the_same(run, about.config)]
+    )
+    if others:
+        say(f"note: {', '.join(others)} held out other images than {folders[0]} and may have trained on those that are "
+            "asked about; name some that none has seen with --images")  # fmt: skip
     finding = {str(run): finds(seen(load_encoder(run), about)) for run in progress(runs, "comparing", len(runs))}
     if len(finding) < len(runs):
         raise UserError("A run is named twice.")
@@ -74,6 +81,13 @@ def compare(runs: Sequence[str | Path], images: str | None = None) -> dict[str, 
         before = float((drawn[name] > drawn[following]).mean()) if following else None
         rows.append({"run": name, "value": float(values[name]), "low": low, "high": high, "before_next": before})
     return {"measure": MEASURE, "images": n, "views": VIEWS, "chance": 1 / n, "rows": rows}
+
+
+def holds_out_the_same(run: Path, first: Config) -> bool:
+    """Whether the held-out images of a first run were held out by this one too, as far as its settings tell."""
+    file = run / "config.toml"
+    own = read_toml(file) if file.is_file() else Config()
+    return (own.images, own.seed, own.held_out) == (first.images, first.seed, first.held_out)
 
 
 def common(first: Path, images: str | None = None) -> Common:

@@ -53,7 +53,7 @@ def embed_images(
 
     def prepare(k: int) -> Tensor | BadImage:
         try:
-            return encoder.preprocess([images.read(mine[k])])  # at once: many large images are not held in memory
+            return encoder.normalised([images.read(mine[k])])  # at once: many large images are not held in memory
         except BadImage as error:
             return error
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from barlow.config import OWN
+from barlow.convert import FULL, convert
 from barlow.errors import UserError
 from barlow.files import atomic_write
 from barlow.kinds import as_path
@@ -70,20 +71,31 @@ class Encoder(nn.Module):
         return [*(between[k].mean((2, 3)) for k in places.tolist()), cast(Any, self.model).forward_head(last)]
 
     def preprocess(self, images: Sequence[NDArray[Any]]) -> Tensor:
-        """Images (h, w, c) of any size, uint8, uint16 or float in 0..1, to float32 (n, c, size, size).
+        """Images (h, w, c) of any size, with the numbers that their files hold, to float32 (n, c, size, size).
 
-        The largest centred square, resized (bicubic, antialiased), scaled to 0..1 and normalised with the channels'
-        mean and standard deviation: what timm does with ``crop_pct = 1``. ValueError for another number of channels.
+        Scaled to 0..1, the largest centred square resized (bicubic, antialiased) and normalised with the channels'
+        mean and standard deviation: what timm does with ``crop_pct = 1``. uint8 is divided by 255 and uint16 by 65,535;
+        with a ``value_range`` uint16 (then 1 being 65,535) and real numbers are brought from it to 0..1 and clipped,
+        else real numbers must lie in 0..1 (UserError). ValueError for another number of channels.
         Samples are stacked as they are; ValueError for another shape.
         """
-        if self.shape:
-            for sample in images:
-                if sample.shape != self.shape:
-                    raise ValueError(f"the encoder takes samples of shape {self.shape}, not {sample.shape}")
-            return torch.from_numpy(np.stack(images).astype(np.float32))
         for image in images:
-            if image.ndim != 3 or image.shape[2] != self.channels:
+            if self.shape and image.shape != self.shape:
+                raise ValueError(f"the encoder takes samples of shape {self.shape}, not {image.shape}")
+            if not self.shape and (image.ndim != 3 or image.shape[2] != self.channels):
                 raise ValueError(f"the encoder takes images (h, w, {self.channels}), not {image.shape}")
+        return self.normalised([self._ranged(image) for image in images])
+
+    def _ranged(self, image: NDArray[Any]) -> NDArray[Any]:
+        if self.value_range is None:
+            return image
+        plain = image if image.dtype.name in FULL else image.astype(np.float32)
+        return convert(plain, self.channels, plain.dtype.name, self.value_range)
+
+    def normalised(self, images: Sequence[NDArray[Any]]) -> Tensor:
+        """``preprocess`` of images that ``open_images`` has read with the encoder's channels and range."""
+        if self.shape:
+            return torch.from_numpy(np.stack(images).astype(np.float32))
         sizes = np.array([image.shape[:2] for image in images], np.int64)
         none = np.zeros(len(images), np.int64)
         side = sizes.min(axis=1)

@@ -20,10 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from barlow import __version__
 from barlow.card import CARD, model_card
 from barlow.encoder import CONFIG, WEIGHTS, Encoder, encoder_folder, load_encoder
 from barlow.errors import NumbersError, UserError
-from barlow.files import check_output, sync_folder
+from barlow.files import check_output, keep_foreign, sync_folder
 from barlow.hub import check_push, upload
 from barlow.images import open_images
 from barlow.portable import FromBytes
@@ -35,6 +36,7 @@ Opened = Callable[[Tensor], Tensor]
 TESTED = 64  # held-out images that an export is compared on
 TOOLS = {"timm": "timm", "onnx": "ONNX Runtime", "torch": "torch.export"}
 ENDINGS = {"timm": "", "onnx": ".onnx", "torch": ".pt2"}
+MARK = "barlow"  # in our files, by which a later export knows that it may replace them
 # Largest difference allowed, as a share of the largest feature: rounding of float32; and where the images are resized
 # inside, also one or two of 255 in some pixels (see ``portable``).
 LIMIT, LIMIT_BYTES = 1e-4, 2e-2
@@ -94,7 +96,7 @@ def compare(encoder: Encoder, opened: Opened, images: Sequence[Bytes], from_byte
     difference = largest = 0.0
     with torch.inference_mode():
         for batch in _batches(shown):
-            ready = encoder.preprocess(batch)
+            ready = encoder.normalised(batch)
             ours = encoder(ready)
             theirs = opened(torch.from_numpy(np.stack(batch)) if from_bytes else ready.contiguous())
             if theirs.shape != ours.shape:
@@ -131,6 +133,8 @@ def _check(to: Tool, output: Path, with_preprocessing: bool, push: str | None) -
         raise UserError("--with-preprocessing is for onnx and torch; a timm folder names its own in config.json.")
     if to == "onnx" and (missing := [m for m in ("onnx", "onnxscript", "onnxruntime") if find_spec(m) is None]):
         raise UserError(f"Export to ONNX needs {', '.join(missing)}: pip install 'barlow[onnx]'.")
+    if to != "timm":
+        keep_foreign(output, _FORMER[to])
     if push is not None:
         if to != "timm":
             raise UserError("--push uploads the timm folder; give --to timm with it.")
@@ -181,7 +185,7 @@ def _write_torch(encoder: Encoder, _: Path, path: Path, with_preprocessing: bool
     with _in_words("torch.export"), _quiet():
         program = torch.export.export(network, (example,), dynamic_shapes=(dims,))
         program.example_inputs = None  # they are stored as pickle, and nobody needs them
-        torch.export.save(program, path)
+        torch.export.save(program, path, extra_files={MARK: __version__})
     _holds_no_pickle(path)
     with _quiet():
         return _called(torch.export.load(path).module())
@@ -197,6 +201,7 @@ def _write_onnx(encoder: Encoder, _: Path, path: Path, with_preprocessing: bool)
         program = torch.onnx.export(network, (example,), dynamo=True, dynamic_shapes=(free,), input_names=[name],
                                     output_names=["features"], verbose=False)  # fmt: skip
         assert program is not None
+        program.model.metadata_props[MARK] = __version__
         program.save(path)
         onnx.checker.check_model(path)
         options = onnxruntime.SessionOptions()
@@ -205,6 +210,18 @@ def _write_onnx(encoder: Encoder, _: Path, path: Path, with_preprocessing: bool)
     return lambda x: torch.from_numpy(session.run(["features"], {name: x.numpy()})[0])
 
 
+def _is_former_torch(there: Path) -> bool:
+    with zipfile.ZipFile(there) as archive:
+        return any(name.endswith(f"/{MARK}") for name in archive.namelist())
+
+
+def _is_former_onnx(there: Path) -> bool:
+    import onnx
+
+    return any(entry.key == MARK for entry in onnx.load(there, load_external_data=False).metadata_props)
+
+
+_FORMER = {"torch": _is_former_torch, "onnx": _is_former_onnx}
 _WRITERS: dict[str, Callable[[Encoder, Path, Path, bool], Opened]] = {
     "timm": _write_timm, "onnx": _write_onnx, "torch": _write_torch,
 }  # fmt: skip

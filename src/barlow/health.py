@@ -11,6 +11,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
+from barlow.errors import UserError
 from barlow.measures import (
     Sample,
     dead_dimensions,
@@ -107,13 +108,13 @@ def measure(z: ArrayLike, z_b: ArrayLike | None = None) -> dict[str, float]:
     if values["duplicate_dimensions"] >= 0.5:  # seldom, and costly
         values["forced_duplicates"] = forced_duplicates(s)
     if z_b is not None:
-        values |= measure_pair(plain, z_b)
+        values |= measure_pair(plain, _rows(z_b, beside=z))
     return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 def measure_pair(z_a: ArrayLike | Sample, z_b: ArrayLike) -> dict[str, float]:
     """The measures of two views (n, d) of the same images alone: mean_diagonal, twins_found, twins_near, view_gap."""
-    a, b = paired(z_a if isinstance(z_a, Sample) else _rows(z_a), _rows(z_b))
+    a, b = paired(z_a if isinstance(z_a, Sample) else _rows(z_a, beside=z_b), _rows(z_b))
     found, near = twins(a, b)
     return {"mean_diagonal": mean_diagonal(a, b), "twins_found": found, "twins_near": near, "view_gap": view_gap(a, b)}
 
@@ -131,8 +132,10 @@ def diagnose(
     return judge(measure(z, z_b), warm_up=warm_up, embedding=embedding)
 
 
-def _rows(z: ArrayLike) -> ArrayLike:
+def _rows(z: ArrayLike, beside: ArrayLike | None = None) -> ArrayLike:
     array = np.asarray(z)
+    if beside is not None and np.shape(beside) != array.shape:  # of other lengths, other rows would be chosen
+        raise UserError(f"the two views must have one shape; got {array.shape} and {np.shape(beside)}")
     if array.ndim == 2 and len(array) > ROWS:
         array = array[np.linspace(0, len(array) - 1, ROWS).astype(np.intp)]
     return array

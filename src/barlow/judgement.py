@@ -79,7 +79,7 @@ def judged(table: dict[str, Any] | None) -> dict[str, Any] | None:
     row = table["rows"][0]
     cells = dict(zip(table["columns"], row["cells"], strict=True))
     sentence = f"{row['protocol']}: " + ", ".join(f"{cell['text']} {column}" for column, cell in cells.items()) + "."
-    best = cells["trained"]["best"]
+    best = cells["trained"]["best"] and sum(cell["best"] for cell in row["cells"]) == 1  # a tie has not paid
     return {
         "of": "With labels",
         "word": "better" if best else "not better yet",

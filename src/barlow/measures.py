@@ -1,7 +1,7 @@
 """Label-free measures of a set of embeddings: plain numpy, on any (n, d) array of n images and d numbers.
 
 Every measure is a function of an array, or of a ``Sample`` when several are wanted of the same array (a Sample centres,
-multiplies and decomposes once). None depends on the scale of the array.
+multiplies and decomposes once). None but ``spectrum`` depends on the scale of the array.
 Notation: Z (n × d), μ its mean row, λ₁ ≥ λ₂ ≥ … the eigenvalues of Cov Z, σ the singular values, ρ correlations.
 """
 

@@ -48,7 +48,7 @@ class BarlowTwinsEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         encoder: A timm model by name (images), or a torch module samples → (n, features). Modules are copied.
         views: A preset by name (images), or two or more ``View`` rows or functions (samples, generator).
         hidden: Of a table: widths of the layers of the encoder; the last is the number of features.
-        corruption: Of a table: probability that a view replaces a value, in 0 to 1.
+        corruption: Of a table: probability that a view replaces a value, above 0 and up to 1.
         image_size, projector, lambda_, batch_size, epochs, steps: As in ``barlow.Config``; a table is trained on for
             1,000 steps unless a length is given.
         config: A ``barlow.Config`` with any further settings; those above win over it. Images are read in this process
@@ -227,7 +227,7 @@ class BarlowTwinsEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
             except BadImage as bad:
                 raise UserError(f"An image of X {bad.reason}; every image needs a row, so leave it out.") from None
             with torch.inference_mode():
-                made.append(encoder(encoder.preprocess(batch).to(device)).float().cpu().numpy())
+                made.append(encoder(encoder.normalised(batch).to(device)).float().cpu().numpy())
         return np.concatenate(made)
 
     def __sklearn_is_fitted__(self) -> bool:
