@@ -21,7 +21,7 @@ from barlow.errors import DataError, Stopped, UserError
 from barlow.guard import BadImage
 from barlow.images import Images, open_images
 from barlow.quarantine import Quarantine, read_quarantine
-from barlow.reading import replacements
+from barlow.reading import Bad, replacements
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -251,3 +251,24 @@ def test_images_looked_at_are_counted_by_their_headers_at_first(tmp_path: Path) 
     corpus.write(tmp_path / "in", {"x.png": b"", "y.png": b""})
     with pytest.raises(DataError, match=r"2 images of 10 looked at cannot be used, .* The first: x.png, y.png"):
         Quarantine(open_images(tmp_path / "in"), None, 0.1).start()
+
+
+def test_a_resume_judges_the_images_that_it_has_seen(tmp_path: Path) -> None:
+    """Those written down in steps that are lost count when they are met again. Kills: a killed run with a few broken
+    images that no resume can continue, as all of them stand against none seen."""
+    images = open_images(np.zeros((1000, 4, 4), np.uint8))
+    bad = [[Bad(32 * step, f"{32 * step}", "broken")] for step in range(20)]  # 3 % of each batch of 32
+
+    def go(first: int, last: int) -> Quarantine:
+        quarantine = Quarantine(images, tmp_path / "quarantine.jsonl", 0.05, 32 * first)
+        for step in range(first, last):
+            quarantine.seen = 32 * step
+            quarantine.add(0, bad[step])
+        return quarantine
+
+    whole = go(0, 20)
+    for first in (0, 7):
+        again = Quarantine(images, tmp_path / "quarantine.jsonl", 0.05, 32 * first)
+        assert len(again.bad) == first + 1  # of the next step already, as when it is met
+        assert go(first, 20).bad == whole.bad
+    assert len(read_quarantine(tmp_path / "quarantine.jsonl")) == 20

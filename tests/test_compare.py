@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -103,6 +104,11 @@ def test_a_run_that_may_know_the_images_is_told(
     assert capsys.readouterr().err == ""
     compare([pair[0], pair[1], other])
     assert f"note: {other} held out other images than {pair[0]} and may have trained" in capsys.readouterr().err
+
+
+def test_a_copy_of_a_run_is_a_coin(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(pair[0], tmp_path / "copy")
+    assert compare([pair[0], tmp_path / "copy"])["rows"][0]["before_next"] == 0.5
 
 
 def test_mistakes(pair: tuple[Path, Path], tmp_path: Path) -> None:

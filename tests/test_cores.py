@@ -24,6 +24,7 @@ from barlow.errors import Stopped, UserError
 from barlow.launch import launch, use_threads
 from barlow.length import Pace
 from barlow.machine import machine
+from barlow.resume import on_as_many
 from barlow.runlog import read_metrics
 
 Make = Callable[..., Config]
@@ -191,3 +192,43 @@ def test_minutes_that_were_measured_beside_other_programs(
     monkeypatch.setattr(barlow.run, "trial", lambda *_: Pace(step=0.1, look=1.0, wait=Wait(6, worst, worst)))
     pretrain(tiny(steps=None, minutes=1, threads=2), dry_run=True)
     assert ("so few are planned: other programs" in capsys.readouterr().err) == (worst > 0.2)
+
+
+# Devices, which decide the last digits as threads do
+
+
+def test_a_resume_takes_the_devices_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kills: a run of two processes that a resume by its folder alone continues with one."""
+    (tmp_path / "config.toml").write_text("devices = 2\n")
+    assert on_as_many(Config(), tmp_path).devices == 2
+    assert on_as_many(Config(devices=1), tmp_path).devices == 1
+    assert on_as_many(Config(), tmp_path / "new").devices is None
+    monkeypatch.setattr("barlow.resume.machine", lambda: ("cuda", 1, 8, True))
+    assert on_as_many(Config(), tmp_path).devices == 1
+
+
+@pytest.mark.parametrize("threads", [1, None])
+def test_other_cores_are_worth_a_note_where_they_decide_the_threads(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch, capsys: Any, threads: int | None
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(barlow.run.Session, "out_of_time", lambda session: session.step >= 3)
+        with pytest.raises(Stopped):
+            pretrain(tiny(), quiet=True)
+    stored = Path(tiny().out or "") / "config.toml"
+    if threads is None:  # as on a GPU
+        stored.write_text(re.sub(r"threads = .*\n", "", stored.read_text()))
+    monkeypatch.setattr(barlow.run, "environment", lambda devices: environment(devices) | {"cores": 99})
+    pretrain(tiny(), quiet=True)
+    assert ("other versions (cores)" in capsys.readouterr().err) == (threads is None)
+
+
+def test_the_time_of_a_run_is_that_before_a_resume_too(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(barlow.run.Session, "out_of_time", lambda session: session.step >= 4)
+        with pytest.raises(Stopped):
+            pretrain(tiny(health_every=2), quiet=True)
+    file = Path(tiny().out or "") / "metrics.jsonl"
+    file.write_text(re.sub(r'"seconds": [\d.e-]+', '"seconds": 1000.0', file.read_text()))
+    run = pretrain(tiny(health_every=2), quiet=True)
+    assert [line["seconds"] > 1000 for line in read_metrics(run / "metrics.jsonl") if line["kind"] == "speed"][-1]

@@ -169,3 +169,31 @@ def test_mistakes(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing to compare"):
         curate(run, str(tmp_path / "one.npy"), tmp_path / "a.csv")
     assert not (tmp_path / "a.csv").exists()
+
+
+@pytest.mark.parametrize("n", [20, 24, 40, 60])
+def test_images_of_a_small_pile_are_no_copies_of_each_other(n: int) -> None:
+    """Kills: distances in the one or two directions that so few images give, where half of them lie close."""
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((n, 256)) * np.arange(1, 257) ** -0.5
+    z[:3] = z[3:6] + 1e-3 * rng.standard_normal((3, 256))
+    found = curate_features(z, 10)
+    assert (found.group[:3] == found.group[3:6]).all()
+    assert found.group[:3].all()
+    assert (found.group[6:] > 0).sum() <= 2
+    assert (found.pick > 0).sum() == 10
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-4])
+@pytest.mark.parametrize("share", [0.3, 0.51, 0.8])
+def test_a_pile_of_mostly_blank_pages(share: float, noise: float) -> None:
+    """Kills: every image that is not blank an outlier as soon as most are, and no duplicates once they differ a bit."""
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((600, 64)) * np.arange(1, 65) ** -0.5
+    blank = int(600 * share)
+    z[:blank] = z[0] + noise * rng.standard_normal((blank, 64))
+    found = curate_features(z, 20)
+    assert (found.group[:blank] == found.group[0]).all()
+    assert (found.group > 0).sum() == blank
+    assert (found.outlier >= FAR).mean() < 0.02
+    assert (found.pick > 0).sum() == 20

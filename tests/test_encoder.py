@@ -110,6 +110,21 @@ def test_preprocess_takes_images_as_their_files_hold_them(
     assert "brought to 0..1 first" in model_card(run / "encoder")
 
 
+@pytest.mark.parametrize(("trained", "given"), [("uint16", "float32"), ("uint16", "uint8"), ("float32", "uint16")])
+def test_images_of_other_numbers_than_a_range_is_of_are_refused(
+    tiny: Callable[..., Config], trained: str, given: str
+) -> None:
+    """Kills: the same features for all images, as a range of 16 bits is in shares of them, and one of reals not."""
+    images = blobs(96).astype(trained) * (1 if trained == "uint16" else 40)
+    run = pretrain(tiny(images=None, steps=2), images=images, quiet=True)
+    for ask in (lambda new: embed(run, new), lambda new: load_encoder(run).preprocess(list(new[..., None]))):
+        ask(images[:4])
+        with pytest.raises(
+            UserError, match=f"trained on {trained} images, .* these are {given}: save them as {trained}"
+        ):
+            ask(images[:4].astype(given))
+
+
 def test_preprocess_takes_any_size_and_refuses_other_channels(folder: Path) -> None:
     encoder = load_encoder(folder)
     rng = np.random.default_rng(0)

@@ -39,7 +39,7 @@ class Fake(nn.Module):
         self.register_buffer("mean", torch.zeros(1), persistent=False)
         self.eval()
 
-    def preprocess(self, images: Sequence[np.ndarray]) -> Tensor:
+    def normalised(self, images: Sequence[np.ndarray]) -> Tensor:
         return torch.stack([torch.from_numpy(image[:2, :2, 0].reshape(4) / 255).float() for image in images])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -268,6 +268,8 @@ def test_a_fifth_is_held_back_class_by_class(tmp_path: Path) -> None:
     assert (parts[0] == parts[1]).all()
     assert (parts[0] != parts[2]).any()
     assert divided(labelled, digests, 4).split == "a fifth held back, class by class, drawn by seed 4"
+    values = open_labelled(saved(tmp_path / "b.npz", images, labels + 0.5))
+    assert divided(values, digests, 4).split == "a fifth held back, drawn by seed 4"
 
 
 def test_copies_stay_on_one_side(tmp_path: Path) -> None:

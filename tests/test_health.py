@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from barlow import health
 from barlow.errors import UserError
 from barlow.health import diagnose, measure
-from barlow.measures import Sample, forced_duplicates
+from barlow.measures import LARGE, Sample, forced_duplicates
 
 CROSS = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])  # mean 0, covariance I/2
 SINGLE = [
@@ -228,3 +228,17 @@ def test_many_rows_are_thinned_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_public_names_are_sorted_and_there() -> None:
     assert health.__all__ == sorted(health.__all__, key=str.lower) or sorted(health.__all__) == health.__all__
     assert all(hasattr(health, name) for name in health.__all__)
+
+
+def test_large_arrays_are_as_exact_as_small_ones() -> None:
+    """Kills: square roots of eigenvalues of a product in single precision, which for a low rank are mostly noise."""
+    rng = np.random.default_rng(0)
+    for n, d in ((1100, 500), (500, 1100)):
+        z = rng.standard_normal((n, 3)) @ rng.standard_normal((3, d)) + 5
+        sigma = np.linalg.svd(z - z.mean(0), compute_uv=False)
+        p = sigma[sigma > 1e-9 * sigma[0]] / sigma.sum()
+        assert n * d > LARGE
+        assert health.effective_rank(z) == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-3)
+        whole = np.linalg.svd(z, compute_uv=False)
+        p = whole / whole.sum() + 1e-7
+        assert health.rank_me(z) == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-3)

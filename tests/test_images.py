@@ -357,6 +357,16 @@ def test_numbers_for_no_data_do_not_set_the_range(nothing: float) -> None:
     assert np.ptp(images.read(0)[5:]) > 0.9
 
 
+def test_a_few_bright_pixels_do_not_hide_the_numbers_for_no_data() -> None:
+    """Reflectance times 10,000 with clouds. Kills: the distance to -9999 compared with that of the brightest pixel."""
+    ground = np.random.default_rng(0).uniform(0, 4000, (4, 64, 64)).astype(np.float32)
+    ground[:, 0, :2], ground[:, 5:9] = 16000, -9999
+    assert open_images(ground).value_range[0] == pytest.approx(0, abs=60)
+    dark = np.random.default_rng(0).uniform(-3000, 5000, (4, 64, 64)).astype(np.float32)
+    dark[:, 5:9] = -9999
+    assert open_images(dark).value_range[0] == pytest.approx(-3000, abs=60)
+
+
 def test_ordinary_least_values_are_measured() -> None:
     for least in (-9999.0, 0.0, -5000.0):
         heights = np.random.default_rng(0).uniform(least, least + 12000, (4, 16, 16)).astype(np.float32)

@@ -53,6 +53,13 @@ def test_index_of_an_array(tmp_path: Path) -> None:
         np.save(tmp_path / "a.npy", other)
         with pytest.raises(UserError, match=r"has changed since .* \(4 images then\)"):
             open_images(tmp_path / "a.npy", index=tmp_path / "i.parquet")
+    many = np.zeros((100, 4, 4), np.uint8)
+    np.save(tmp_path / "a.npy", many)
+    write_index(open_images(tmp_path / "a.npy"), tmp_path / "k.parquet")
+    many[1] = 1  # of many images, too, each counts
+    np.save(tmp_path / "a.npy", many)
+    with pytest.raises(UserError, match="has changed since"):
+        open_images(tmp_path / "a.npy", index=tmp_path / "k.parquet")
     np.save(tmp_path / "a.npy", array[:3])
     with pytest.raises(UserError, match=r"has changed since .* \(4 images then\)"):
         open_images(tmp_path / "a.npy", index=tmp_path / "i.parquet")

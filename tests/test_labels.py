@@ -41,7 +41,7 @@ def test_labels_from_csv(tmp_path: Path) -> None:
     table.write_text("a/00.png,x\na/01.png,y\nb/77.png,x\n")
     with pytest.raises(
         UserError,
-        match=r"1 images have no label, for example a/02.png and 1 labels belong to no image, for example b/77",
+        match=r"1 images have no label, for example a/02.png and 1 rows belong to no image, for example b/77",
     ):
         labels_from_csv(table, images)
     table.write_text("a/00.png,x\na/00.png,y\n")
@@ -104,6 +104,22 @@ def test_which_column_holds_the_labels_is_never_guessed(tmp_path: Path) -> None:
     assert labels_from_csv(table, images)[1] == ["cat", "dog"]
 
 
+def test_a_row_that_names_a_folder_labels_no_image_of_another(tmp_path: Path) -> None:
+    """Classes are often numbered from 0 each. Kills: the label of an image that is gone on one of the same name."""
+    corpus = tmp_path / "in"
+    folder_of(corpus / "sound", 4)
+    folder_of(corpus / "scratch", 2)
+    (corpus / "sound" / "03.png").rename(corpus / "03.png")
+    rows = "scratch/00.png,s\nscratch/01.png,s\nsound/00.png,o\nsound/01.png,o\nsound/02.png,o\n"
+    table = tmp_path / "l.csv"
+    for gone in ("scratch/02.png", "data/scratch/02.png", "scratch/03.png", "sound/03.png"):
+        table.write_text(f"path,label\n{rows}{gone},s\n")
+        with pytest.raises(UserError, match=f"1 rows belong to no image, for example {gone}.*bring the images back"):
+            labels_from_csv(table, open_images(corpus))
+    table.write_text(f"path,label\n{rows}photos/03.png,o\n")  # a folder that the source does not have
+    assert labels_from_csv(table, open_images(corpus))[1] == ["o", "s"]
+
+
 def test_two_paths_that_could_be_one_image_do_not_decide(tmp_path: Path) -> None:
     folder_of(tmp_path / "site_b", 2)
     images, table = open_images(tmp_path / "site_b"), tmp_path / "l.csv"
@@ -113,5 +129,5 @@ def test_two_paths_that_could_be_one_image_do_not_decide(tmp_path: Path) -> None
         labels_from_csv(table, images)
     folder_of(tmp_path / "deep" / "x" / "y", 2)
     table.write_text("old/y/00.png,1\nx/y/01.png,2\nolder/z/00.png,3\n")
-    with pytest.raises(UserError, match=r"2 labels belong to no image, for example old/y/00.png"):
+    with pytest.raises(UserError, match=r"2 rows belong to no image, for example old/y/00.png"):
         labels_from_csv(table, open_images(tmp_path / "deep"))

@@ -192,6 +192,16 @@ def test_gradients_are_held_back_until_each_networks_last_pass() -> None:
     assert twins[0].log[-6:] == [(True, True)] * 5 + [(True, False)]
 
 
+def test_as_many_micro_batches_as_the_largest_share_of_a_process_needs() -> None:
+    """Kills: 16 rows in one piece and 17 in two, and normalisation that waits for the other process for ever."""
+    shapes: list[int] = []
+    network = mlp()
+    network.register_forward_hook(lambda *what: shapes.append(len(what[2])))
+    backward(network, images(), BarlowTwinsLoss(), N)
+    backward(network, images(), BarlowTwinsLoss(), N, rows=N + 1)
+    assert shapes == [N] * 4 + [N // 2] * 8
+
+
 def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="micro_batch must be at least 1, given 0"):
         backward(mlp(), images(), BarlowTwinsLoss(), 0)

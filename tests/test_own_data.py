@@ -274,3 +274,10 @@ def test_pairs_of_lists_of_paths(bare: Make, tmp_path: Path) -> None:
     settings = bare(image_size=32, steps=1, batch_size=16, held_out=8, cache=False, **tiny)
     pretrain(settings, images=Pairs(paths, paths[::-1]), quiet=True)
     pretrain(settings, images=Pairs(paths, paths[::-1]), quiet=True)  # complete, and the same
+
+
+def test_tensors_of_bfloat16_are_numbers(bare: Make) -> None:
+    images = torch.rand(60, 1, 24, 24)
+    expected, same = (pretrain(bare(image_size=24, steps=1, out=bare().out + name), images=given, quiet=True)
+                      for name, given in (("a", images.bfloat16().float()), ("b", images.bfloat16())))  # fmt: skip
+    assert read_toml(expected / "config.toml").mean == read_toml(same / "config.toml").mean

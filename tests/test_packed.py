@@ -103,6 +103,29 @@ def test_table_that_names_files(tmp_path: Path) -> None:
     same(open_images(tmp_path / "t.parquet"), [pictures[1], pictures[0]])
 
 
+def test_tables_of_one_name_in_several_folders(tmp_path: Path) -> None:
+    """As data sets of several parts are converted. Kills: two images of one name, of which features know but one."""
+    pictures = folder_of(tmp_path / "in", 4)
+    for k, part in enumerate("ab"):
+        rows = [{"bytes": encoded(picture, "PNG"), "path": None} for picture in pictures[2 * k : 2 * k + 2]]
+        (tmp_path / "set" / part).mkdir(parents=True)
+        pq.write_table(pa.table({"image": rows}), tmp_path / "set" / part / "0000.parquet")
+    images = open_images(tmp_path / "set")
+    assert [images.key(i) for i in range(4)] == [f"{part}/0000.parquet/{k}" for part in "ab" for k in range(2)]
+    same(images, pictures)
+
+
+def test_a_table_that_names_files_is_moved_with_them(tmp_path: Path) -> None:
+    """Kills: files looked for, or worse found, where the table lay when it was first read."""
+    pictures = folder_of(tmp_path / "old" / "in", 2)
+    pq.write_table(pa.table({"image": [{"bytes": None, "path": f"in/0{k}.png"} for k in range(2)]}),
+                   tmp_path / "old" / "t.parquet")  # fmt: skip
+    same(open_images(tmp_path / "old"), pictures)
+    (tmp_path / "old").rename(tmp_path / "new")
+    folder_of(tmp_path / "old" / "in", 4)  # others lie there now
+    same(open_images(tmp_path / "new"), pictures)
+
+
 def test_many_channel_tiffs_in_a_folder(tmp_path: Path) -> None:
     """Kills: a header that is read from memory only, never from an open file."""
     bands = [picture(seed=k, channels=13) for k in range(3)]

@@ -150,6 +150,14 @@ def test_a_process_that_dies_is_named_and_the_others_end(folder: Path) -> None:
     assert first[1].endswith(f"Bring it back and continue with: barlow pretrain --resume {folder / 'run'}")
 
 
+def test_micro_batches_of_a_batch_that_two_processes_do_not_divide(folder: Path) -> None:
+    config = settings(folder, batch_size=33, micro_batch=16, steps=2)
+    assert run(2, folder, config) == [[0, ""], [0, ""]]
+    endings = run(2, folder, config.replace(micro_batch=1, out=str(folder / "one")))
+    assert [code for code, _ in endings] == [2, 2]
+    assert "more micro-batches than some processes have images (16)" in endings[0][1]
+
+
 def spoil_the_statistics_at_three(rank: int) -> None:
     def spoil(session: Session) -> None:
         buffers = dict(session.parts.network.named_buffers())

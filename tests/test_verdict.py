@@ -107,7 +107,9 @@ FINE = {
     ({"duplicate_neighbour_rate": 0.31, "participation": 2.4}, "healthy"),  # on a line neighbours are close
     ({"duplicate_dimensions": 0.6, "forced_duplicates": 0.14}, "redundant features"),
     ({"duplicate_dimensions": 0.6, "forced_duplicates": 0.16}, "healthy"),
-    ({"duplicate_dimensions": 0.6, "forced_duplicates": 0.1, "participation": 3.9}, "healthy"),
+    ({"duplicate_dimensions": 0.6, "forced_duplicates": 0.19, "participation": 3.9}, "redundant features"),
+    ({"duplicate_dimensions": 0.6, "forced_duplicates": 0.21, "participation": 3.9}, "healthy"),
+    ({"duplicate_dimensions": 0.6, "participation": 1.2}, "dimensional collapse"),
     ({"rank_cliff": 40.0}, "dimensional collapse"), ({"rank_cliff": 40.0, "mean_diagonal": 0.81}, "shortcut"),
     ({"participation": 1.31}, "healthy"), ({"participation": 1.29}, "dimensional collapse"),
     ({"d": 2.0, "participation": 1.06, "effective_rank": 1.3}, "healthy"),
@@ -137,7 +139,19 @@ def test_every_threshold_where_it_is_written(changes: dict[str, float], word: st
 ])  # fmt: skip
 def test_copies_in_an_embedding_in_training_are_never_forced(changes: dict[str, float], word: str) -> None:
     assert judge(FINE | changes, embedding=True).verdict == word
-    assert changes.get("participation", 4.1) > 4 or judge(FINE | changes).verdict == "healthy"
+    assert changes.get("participation", 4.1) > 4 or judge(FINE | changes).verdict == "redundant features"
+
+
+@pytest.mark.parametrize(("n", "d"), [(256, 128), (500, 512), (1000, 2048)])
+@pytest.mark.parametrize("share", [0.55, 0.85])
+def test_copies_of_one_dimension_are_seen(n: int, d: int, share: float) -> None:
+    """They make one direction strong, so the participation is small while the rank is not low. Kills: "healthy"."""
+    z = np.random.default_rng(0).standard_normal((n, d))
+    z[:, : int(share * d)] = z[:, [0]]
+    assert diagnose(z).verdict in ("redundant features", "dimensional collapse")
+    few = np.random.default_rng(1).standard_normal((n, d))
+    few[:, : d // 4] = few[:, [0]]
+    assert "copies." in diagnose(few).sentence
 
 
 @pytest.mark.parametrize(("near", "first", "word"), [

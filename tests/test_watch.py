@@ -37,6 +37,14 @@ def test_one_look_is_no_alarm_two_in_a_row_are_and_are_told_once() -> None:
     assert watch.collapsed == ""
 
 
+def test_the_second_encoder_of_two_is_watched() -> None:
+    """Kills: a run of unshared twins that ends in a KeyError at its second alarm, and at each resume."""
+    line = {"of": "features_b", "verdict": "cluster collapse", "sentence": "Why."}
+    watch = Watch()
+    watch.see([line])
+    assert watch.see([line])[0].startswith("cluster collapse of the second encoder's output. Why.")
+
+
 def test_an_alarm_that_moves_from_space_to_space_does_not_stand() -> None:
     watch = Watch()
     watch.see(look("shortcut", "healthy"))

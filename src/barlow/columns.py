@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from barlow.errors import UserError
@@ -23,7 +24,8 @@ from barlow.store import content_name, free_bytes, made
 NAMES = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "picture", "bytes")
 LABELS = ("label", "labels", "cls", "class", "fine_label", "target")
 BATCH = 256
-LAYOUT = 1  # of the folder in the store
+NAMED = -1  # offset of an image that the table names instead of holding it
+LAYOUT = 2  # of the folder in the store
 
 
 def table_files(path: Path) -> tuple[list[Path], Counter[str]]:
@@ -71,16 +73,39 @@ def find_in_tables(files: Sequence[Path], passed_over: Counter[str]) -> Found:
             raise UserError(f"{file} has no column {column!r} as {files[0]} has, but {', '.join(other.names)}: "
                             "give the folder of one data set, or rename it")  # fmt: skip
     label = next((n for n in LABELS if n in schema.names and pa.types.is_integer(schema.field(n).type)), None)
-    facts = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+    called = _names(files)
+    facts = [[name, p.stat().st_size, p.stat().st_mtime_ns] for name, p in zip(called, files, strict=True)]
     needed = sum(p.stat().st_size for p in files)
 
     def copy(folder: Path) -> None:
         if needed > free_bytes():
             raise UserError(f"the images of {files[0]} need {needed:,} bytes more: set BARLOW_CACHE to another disk")
-        _copy_out(files, column, label, folder)
+        _copy_out(dict(zip(files, called, strict=True)), column, label, folder)
 
     folder = made(f"bytes-{content_name(facts, column, LAYOUT)}", copy)
-    return Found("table", os.fsencode(folder), pq.read_table(folder / "rows.parquet"), passed_over)
+    rows = _beside(pq.read_table(folder / "rows.parquet"), dict(zip(called, files, strict=True)))
+    return Found("table", os.fsencode(folder), rows, passed_over)
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+    """What images are called after, by file: its name, or where several have one name their paths in the data set."""
+    names = [file.name for file in files]
+    if len(set(names)) == len(names):
+        return names
+    root = os.path.commonpath([file.absolute().parent for file in files])
+    return [file.absolute().relative_to(root).as_posix() for file in files]
+
+
+def _beside(rows: pa.Table, files: Mapping[str, Path]) -> pa.Table:
+    """The rows with the files that they name found from where their table lies now."""
+    named = pc.equal(rows["offset"], NAMED)
+    if not pc.any(named).as_py():
+        return rows
+    where = []
+    for path, file, apart in zip(rows["path"].to_pylist(), rows["file"].to_pylist(), named.to_pylist(), strict=True):
+        table = files[os.fsdecode(path).rpartition("/")[0]]
+        where.append(os.fsencode(table.absolute().parent / os.fsdecode(file)) if apart else file)
+    return rows.set_column(rows.column_names.index("file"), "file", pa.array(where, pa.binary()))
 
 
 def _schema(file: Path) -> pa.Schema:
@@ -110,15 +135,15 @@ def _batches(file: Path, names: list[str]) -> Iterator[pa.RecordBatch]:
         yield from _arrow(file).read_all().select(names).to_batches(BATCH)
 
 
-def _copy_out(files: Sequence[Path], column: str, label: str | None, folder: Path) -> None:
+def _copy_out(files: Mapping[Path, str], column: str, label: str | None, folder: Path) -> None:
     parts: list[pa.Table] = []
     with (folder / "bytes.bin").open("wb") as out:
-        names, number, last = [column, *([label] if label else [])], 0, files[0]
+        names, number, last = [column, *([label] if label else [])], 0, next(iter(files))
         batches = ((file, batch) for file in files for batch in _batches(file, names))
         total = sum(map(_count, files))
         for file, batch in progress(batches, f"copying images out of tables, {BATCH} at a time", -(-total // BATCH)):
             number, last = number if file == last else 0, file
-            parts.append(_copy_batch(batch, column, label, file, number, out))
+            parts.append(_copy_batch(batch, column, label, (file, files[file]), number, out))
             number += len(batch)
     table = pa.concat_tables(parts).combine_chunks()
     if label and table["label"].null_count:
@@ -127,21 +152,21 @@ def _copy_out(files: Sequence[Path], column: str, label: str | None, folder: Pat
 
 
 def _copy_batch(
-    batch: pa.RecordBatch, column: str, label: str | None, file: Path, number: int, out: IO[bytes]
+    batch: pa.RecordBatch, column: str, label: str | None, table: tuple[Path, str], number: int, out: IO[bytes]
 ) -> pa.Table:
-    rows = []
+    rows, (file, called) = [], table
     for k, value in enumerate(batch.column(column).to_pylist()):
         value = value if isinstance(value, dict) else {"bytes": value}
         data, elsewhere, offset = value.get("bytes"), value.get("path"), out.tell()
-        name = os.fsencode(f"{file.name}/{number + k}")
+        name = os.fsencode(f"{called}/{number + k}")
         if data is None and elsewhere:  # the table names a file instead of holding it
             path = file.absolute().parent / elsewhere
-            rows.append((name, path.stat().st_size if path.exists() else 0, os.fsencode(path), -1))
+            rows.append((name, path.stat().st_size if path.exists() else 0, os.fsencode(elsewhere), NAMED))
         else:
             out.write(data or b"")
             rows.append((name, len(data or b""), b"bytes.bin", offset))
     names, sizes, where, offsets = zip(*rows, strict=True)
-    table = {
+    made = {
         "path": pa.array(names, pa.large_binary()),
         "bytes": pa.array(sizes, pa.int64()),
         "modified": pa.array([file.stat().st_mtime_ns] * len(rows), pa.int64()),
@@ -149,5 +174,5 @@ def _copy_batch(
         "offset": pa.array(offsets, pa.int64()),
     }
     if label:
-        table["label"] = batch.column(label).cast(pa.int64())
-    return pa.table(table)
+        made["label"] = batch.column(label).cast(pa.int64())
+    return pa.table(made)

@@ -78,9 +78,14 @@ def compare(runs: Sequence[str | Path], images: str | None = None) -> dict[str, 
     rows = []
     for name, following in zip(order, [*order[1:], None], strict=True):
         low, high = np.quantile(drawn[name], [0.025, 0.975]).tolist()
-        before = float((drawn[name] > drawn[following]).mean()) if following else None
+        before = _ahead(drawn[name], drawn[following]) if following else None
         rows.append({"run": name, "value": float(values[name]), "low": low, "high": high, "before_next": before})
     return {"measure": MEASURE, "images": n, "views": VIEWS, "chance": 1 / n, "rows": rows}
+
+
+def _ahead(one: Floats, other: Floats) -> float:
+    """The share of draws in which ``one`` is larger; where they are equal, half."""
+    return float((one > other).mean() + 0.5 * (one == other).mean())
 
 
 def holds_out_the_same(run: Path, first: Config) -> bool:
@@ -111,6 +116,7 @@ def seen(encoder: Encoder, about: Common) -> Floats:
     """Features of the common images' views, (images, views, d)."""
     if encoder.channels != about.images.channels:
         raise UserError(f"the runs differ in their channels: {encoder.channels} and {about.images.channels}")
+    encoder.check_dtype(about.images.dtype)
     images = of_range(about.images, encoder.value_range)
     source = Stream(images, about.chosen, views_of(about.config), seed=about.config.seed or 0, size=encoder.size,
                     batch_size=len(about.chosen))  # fmt: skip

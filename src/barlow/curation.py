@@ -21,6 +21,8 @@ NEIGHBOURS = 20
 BLOCK = 1024
 CLOSE = 0.35  # share of the usual distance to the 20th neighbour, below which two images are near-duplicates
 FAR = 3.0  # deviations further out than is usual, from which on an image is called an outlier
+FINE = 15  # directions at least in which copies are told: in one or two of them chance neighbours lie close
+ALIKE = 0.01  # of the largest distances to the last neighbour: below that, all neighbours are copies
 ROWS = 10  # images for each direction that is whitened: with fewer, every image lies equally far from the mean
 
 
@@ -46,16 +48,20 @@ def curate_features(
     ``before``: what other places in the encoder say of the same images, (n, d') each, for the outliers.
     """
     white = whitened(features)
-    near, distance = nearest(white, min(NEIGHBOURS, len(white) - 1))
-    group, outlier = near_duplicates(near, distance), outliers(white, [whitened(z) for z in before])
+    fine = whitened(features, FINE) if len(white) < ROWS * FINE else white
+    group = near_duplicates(*nearest(fine, min(NEIGHBOURS, len(fine) - 1)))
+    outlier = outliers(white, [whitened(z) for z in before], one_of_each(group))
     return Curated(group, outlier, typical(unit(features), group, outlier, picks, seed))
 
 
-def whitened(features: NDArray[np.floating]) -> Floats:
-    """Centred, along the leading principal directions, each of variance 1: lengths are Mahalanobis distances."""
+def whitened(features: NDArray[np.floating], least: int = 1) -> Floats:
+    """Centred, along the leading principal directions, each of variance 1: lengths are Mahalanobis distances.
+
+    One direction for every ``ROWS`` images, and at ``least`` so many, where half as many as images are that many.
+    """
     z = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
     values, directions = np.linalg.eigh(z.T @ z / len(z))
-    kept = np.flatnonzero(values > 1e-6 * max(values[-1], 1e-30))[-max(1, len(z) // ROWS) :]
+    kept = np.flatnonzero(values > 1e-6 * max(values[-1], 1e-30))[-max(1, len(z) // ROWS, min(least, len(z) // 2)) :]
     return np.asarray(z @ directions[:, kept] / np.sqrt(values[kept]), np.float32)
 
 
@@ -87,9 +93,11 @@ def near_duplicates(near: Ints, distance: Floats) -> Ints:
     """Groups of images joined by pairs closer than ``CLOSE`` times the usual distance to the last of the neighbours.
 
     As SemDeDup (Abbas et al. 2023, arXiv:2303.09540) by closeness of features, with a threshold that the encoder and
-    the pile set themselves; copies, being few, do not move it.
+    the pile set themselves. Images with more copies than neighbours are looked at do not move it, however many.
     """
-    pair = distance <= max(CLOSE * float(np.median(distance[:, -1])), 1e-6)
+    last = distance[:, -1]
+    others = last[last > ALIKE * float(np.quantile(last, 0.99))]
+    pair = distance <= max(CLOSE * float(np.median(others if len(others) else last)), 1e-6)
     i, column = np.nonzero(pair)
     n = len(near)
     graph = coo_matrix((np.ones(len(i)), (i, near[i, column])), shape=(n, n))
@@ -99,24 +107,34 @@ def near_duplicates(near: Ints, distance: Floats) -> Ints:
     return np.array([named.setdefault(int(m), len(named) + 1) if sizes[m] > 1 else 0 for m in member], np.int64)
 
 
-def outliers(white: Floats, before: Sequence[Floats] = ()) -> Floats:
+def one_of_each(group: Ints) -> NDArray[np.bool_]:
+    """Which images are alone, or the first of their group."""
+    numbers, first = np.unique(group, return_index=True)
+    chosen = np.asarray(group == 0)
+    chosen[first[numbers > 0]] = True
+    return chosen
+
+
+def outliers(white: Floats, before: Sequence[Floats] = (), counted: NDArray[np.bool_] | None = None) -> Floats:
     """How far out an image lies, by its Mahalanobis distance to the mean in the features or at all depths together.
 
     At all depths: each one's distances in robust deviations, added up, and that sum in deviations again (Lee et al.,
     NeurIPS 2018, arXiv:1807.03888, add up the depths too, with weights learned from known outliers). The features
     alone do not tell: an encoder that has learned well finds something that it knows in images of nothing, and its
     first layers do not; odd images of the usual kind stand out in the features. The larger of the two counts
-    (docs/log.md, "Outliers at every depth").
+    (docs/log.md, "Outliers at every depth"). ``counted``: the images that say what is usual, one of each group of
+    copies; all unless given.
     """
-    features, *others = (deviations(np.linalg.norm(z, axis=1)) for z in (white, *before))
-    made: Floats = np.maximum(features, deviations(np.sum([features, *others], axis=0)))
+    features, *others = (deviations(np.linalg.norm(z, axis=1), counted) for z in (white, *before))
+    made: Floats = np.maximum(features, deviations(np.sum([features, *others], axis=0), counted))
     return made
 
 
-def deviations(values: Floats) -> Floats:
+def deviations(values: Floats, counted: NDArray[np.bool_] | None = None) -> Floats:
     """How far from the median, in units of a robust standard deviation (1.4826 times the median absolute one)."""
-    usual = np.median(values)
-    spread = 1.4826 * np.median(np.abs(values - usual))
+    some = values if counted is None else values[counted]
+    usual = np.median(some)
+    spread = 1.4826 * np.median(np.abs(some - usual))
     made: Floats = ((values - usual) / max(float(spread), 1e-6)).astype(np.float32)
     return made
 
@@ -130,11 +148,7 @@ def typical(z: Floats, group: Ints, outlier: Floats, picks: int, seed: int) -> I
     """
     from sklearn.cluster import KMeans
 
-    first_of_group = np.ones(len(z), bool)
-    numbers, first = np.unique(group, return_index=True)
-    first_of_group[group > 0] = False
-    first_of_group[first[numbers > 0]] = True
-    asked = np.flatnonzero(first_of_group & (outlier < FAR))
+    asked = np.flatnonzero(one_of_each(group) & (outlier < FAR))
     pick = np.zeros(len(z), np.int64)
     picks = min(picks, len(np.unique(z[asked], axis=0)))
     if picks == 0:

@@ -125,6 +125,7 @@ def open_for(encoder: Encoder, images: Any, part: Part = WHOLE) -> Images:
             raise UserError(f"the encoder takes samples of shape {encoder.shape}, not {source.shape}")
         return source
     source = open_images(images, channels=encoder.channels, value_range=encoder.value_range)
+    encoder.check_dtype(source.dtype)
     for row in source.bad.to_pylist() if part[0] == 1 else ():
         print(f"left out {shown(row['path'])}: {row['status']}", file=sys.stderr)
     return source

@@ -39,16 +39,17 @@ class Encoder(nn.Module):
 
     ``model`` is the plain network, timm's or your own. ``features``, ``channels`` and ``size`` say what goes in and
     comes out; ``value_range`` is what became 0 and 1 where it was trained on images of real numbers or
-    of 16 bits, else None.
+    of 16 bits, else None, and ``value_dtype`` which of the two: uint16 (1 being 65,535) or float32.
     ``shape``: of one sample, where it was trained on ``Samples`` and not on images; they have no preprocessing.
     """
 
     def __init__(
         self, model: nn.Module, *, size: int, mean: Sequence[float], std: Sequence[float],
-        value_range: tuple[float, float] | None = None, shape: Sequence[int] = (),
+        value_range: tuple[float, float] | None = None, value_dtype: str | None = None, shape: Sequence[int] = (),
     ) -> None:  # fmt: skip
         super().__init__()
-        self.model, self.value_range, self.shape = model, value_range, tuple(shape)
+        self.model, self.shape = model, tuple(shape)
+        self.value_range, self.value_dtype = value_range, value_dtype
         self.size, self.channels = size, len(mean)
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
@@ -90,7 +91,17 @@ class Encoder(nn.Module):
         if self.value_range is None:
             return image
         plain = image if image.dtype.name in FULL else image.astype(np.float32)
+        self.check_dtype(plain.dtype.name)
         return convert(plain, self.channels, plain.dtype.name, self.value_range)
+
+    def check_dtype(self, dtype: str) -> None:
+        """UserError for images of this type of numbers where the encoder's range is one of another: every pixel would
+        be brought to one end of it, and all images get the same features."""
+        if self.value_range is None or self.value_dtype in (None, dtype):
+            return
+        low, high = (f"{value * FULL[self.value_dtype or dtype]:,.6g}" for value in self.value_range)
+        raise UserError(f"the encoder was trained on {self.value_dtype} images, whose values from {low} to {high} "
+                        f"became the full range, and these are {dtype}: save them as {self.value_dtype}")  # fmt: skip
 
     def normalised(self, images: Sequence[NDArray[Any]]) -> Tensor:
         """``preprocess`` of images that ``open_images`` has read with the encoder's channels and range."""
@@ -215,6 +226,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             and all(isinstance(v, (int, float)) and math.isfinite(v) for v in (*cfg["mean"], *cfg["std"]))
             and all(v > 0 for v in cfg["std"])
             and _is_range(config.get("barlow", {}).get("value_range"))
+            and config.get("barlow", {}).get("value_dtype") in (None, *FULL)
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         sound = False
@@ -280,4 +292,5 @@ def wrap(model: nn.Module, config: Mapping[str, Any]) -> Encoder:
     cfg, about = config["pretrained_cfg"], config.get("barlow", {})
     span, shape = about.get("value_range"), about.get("shape", ())
     return Encoder(model, size=0 if shape else cfg["input_size"][1], mean=cfg["mean"], std=cfg["std"], shape=shape,
-                   value_range=(float(span[0]), float(span[1])) if span else None).eval()  # fmt: skip
+                   value_range=(float(span[0]), float(span[1])) if span else None,
+                   value_dtype=about.get("value_dtype")).eval()  # fmt: skip

@@ -81,6 +81,8 @@ def evaluate(
     labelled = open_labelled(
         labels, images=images, test=test, channels=trained.channels, value_range=trained.value_range
     )
+    for opened in labelled.images:
+        trained.check_dtype(opened.dtype)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoders = {"trained": trained.to(device), "untrained": fresh.to(device)}
     result = {"labels": str(labels)} | compare(

@@ -86,7 +86,7 @@ class Tuned(nn.Module):
 
     def __init__(self, encoder: Encoder, network: nn.Module, classes: int) -> None:
         super().__init__()
-        self.network, self.preprocess = network, encoder.preprocess
+        self.network, self.normalised = network, encoder.normalised
         self.features, self.channels = classes, encoder.channels
 
     def forward(self, x: Tensor) -> Tensor:

@@ -35,7 +35,8 @@ def write_results(session: Session, folder: Path, quiet: bool) -> None:
             save_encoder(
                 folder / ("encoder", "encoder_b")[k], encoder, name=config.encoder, arguments=parts.arguments[k],
                 size=config.image_size or 0, mean=mean, std=std, shape=images.shape,
-                origin={"images": config.images, "steps": session.step, "seed": config.seed, "value_range": span},
+                origin={"images": config.images, "steps": session.step, "seed": config.seed, "value_range": span,
+                        "value_dtype": images.dtype if span else None},
             )  # fmt: skip
         report = write_report(folder)
         for name in ("encoder", "encoder_b")[: len(parts.network.encoders)]:

@@ -215,7 +215,10 @@ def write_index(images: Images, path: str | os.PathLike[str]) -> None:
 
 
 def _content(images: Images) -> int:
-    """A checksum of some images of an array, to tell whether it is still the same."""
+    """A checksum of an array, to tell whether it is still the same: of all images where they are in memory, else of
+    some."""
+    if images.array is not None:
+        return zlib.crc32(np.ascontiguousarray(images.array).data)
     return zlib.crc32(b"".join(array.tobytes() for array in _read_some(images.read, range(len(images)))))
 
 

@@ -249,7 +249,8 @@ def divided(labelled: Labelled, digests: Sequence[bytes | None], seed: int) -> L
     train = np.zeros(len(source), bool)
     train[originals[stratified(strata, SHARE, np.random.default_rng(seed))]] = True
     test = ~train[source]
-    return replace(labelled, test=test, split=f"a fifth held back, class by class, drawn by seed {seed}")
+    how = "class by class, " if targets.kind == "classes" else ""
+    return replace(labelled, test=test, split=f"a fifth held back, {how}drawn by seed {seed}")
 
 
 def _refuse_leaks(labelled: Labelled, test: NDArray[np.bool_], source: NDArray[np.int64]) -> None:

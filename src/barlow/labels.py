@@ -48,8 +48,9 @@ def labels_from_csv(path: Path, images: Images, column: str | None = None) -> tu
     missing = [images.key(i) for i in range(len(images)) if i not in found]
     if missing or unknown:
         parts = [f"{len(missing):,} images have no label, for example {missing[0]}"] if missing else []
-        parts += [f"{len(unknown):,} labels belong to no image, for example {unknown[0]}"] if unknown else []
-        raise UserError(f"{path} is not the table of labels of these images: " + " and ".join(parts))
+        parts += [f"{len(unknown):,} rows belong to no image, for example {unknown[0]}"] if unknown else []
+        raise UserError(f"{path} is not the table of labels of these images: {' and '.join(parts)}; bring the images "
+                        "back, or take the rows out")  # fmt: skip
     return _numbered([found[i] for i in range(len(images))])
 
 
@@ -120,6 +121,8 @@ class _Places:
         self.whole = {key: i for i, key in enumerate(keys)}
         self.roots = tuple(f"{name.rstrip('/')}/" for name in (root, shown(os.fsencode(Path(root).absolute()))))
         self.bases = bases
+        self.above = [key.split("/")[-2:-1] for key in keys]  # the folder that the image lies in
+        self.folders = {folder[0] for folder in self.above if folder}
         self.ends: dict[str, int | None] = {}  # every end of a key below a folder, None where several have it
         for i, key in enumerate(keys):
             parts = key.split("/")
@@ -134,8 +137,13 @@ class _Places:
         return name.removeprefix("./")
 
     def of(self, name: str) -> int | None:
-        """The number of the image, None where there is none or it is not certain which."""
+        """The number of the image, None where there is none or it is not certain which: of a row that names a folder of
+        the source, none in another folder."""
         short = self.short(name)
+        i, folder = self._of(short), short.split("/")[-2:-1]
+        return i if i is None or not folder or folder[0] not in self.folders or self.above[i] == folder else None
+
+    def _of(self, short: str) -> int | None:
         parts = short.split("/")
         for k in range(len(parts)):  # the table has more folders than the source
             if (i := self.whole.get("/".join(parts[k:]))) is not None:

@@ -107,8 +107,9 @@ class Sample:
     @cached_property
     def eigenvalues(self) -> Floats:
         """Eigenvalues of Cov Z, largest first, (room,), ≥ 0, in units of ``scale``²."""
-        matrix = self.gram if self.d >= self.n else self.centred.T @ self.centred
-        values = np.linalg.eigvalsh(matrix)[::-1][: self.room].astype(np.float64)
+        exact = self.centred.astype(np.float64)  # of float32 products the square roots of small ones would be noise
+        matrix = exact @ exact.T if self.d >= self.n else exact.T @ exact
+        values = np.linalg.eigvalsh(matrix)[::-1][: self.room]
         return np.asarray(np.maximum(values, 0.0) / self.n)
 
     @cached_property
@@ -185,11 +186,8 @@ def rank_me(z: ArrayLike | Sample) -> float:
     """exp(−Σ p log p) with p = σ/Σσ + 1e-7, σ the singular values of Z as it is, not centred: 1 … min(n, d). Compares
     runs of one method on the same number of images only (RankMe, Garrido et al. 2023, eq. 1; the paper uses 25,600)."""
     s = Sample.of(z)
-    if s.d >= s.n:
-        matrix = s.raw_gram
-    else:
-        matrix = s.centred.T @ s.centred + s.n * np.outer(s.mean, s.mean)
-    sigma = np.sqrt(np.maximum(np.linalg.eigvalsh(matrix).astype(np.float64), 0.0))
+    exact = s.centred.astype(np.float64) + s.mean
+    sigma = np.sqrt(np.maximum(np.linalg.eigvalsh(exact @ exact.T if s.d >= s.n else exact.T @ exact), 0.0))
     total = sigma.sum()
     p = sigma / (total if total > 0 else 1.0) + 1e-7
     return float(np.exp(-(p * np.log(p)).sum()))

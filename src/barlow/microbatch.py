@@ -26,6 +26,7 @@ def backward(
     loss: BarlowTwinsLoss,
     micro_batch: int,
     *,
+    rows: int | None = None,
     run: Callable[[Tensor, Tensor], object] = Tensor.backward,
     hold: Callable[[nn.Module], AbstractContextManager[object]] | None = None,
 ) -> Terms:
@@ -33,14 +34,15 @@ def backward(
 
     ``network``: maps (m, …) to embeddings (m, D); one for all views, or one for each. ``views``: (n, …) each.
     ``micro_batch``: the most images of one view in the network at once; micro-batches are as equal as can be.
+    ``rows``: of the largest share of a batch that a process has, n unless given: all make as many micro-batches as it
+    needs, for normalisation that is synchronised waits for each of them.
     ``run(z, gradient)`` runs one backward pass (``fabric.backward``, say). ``hold(network)`` is the context in which
     backward passes do not synchronise gradients between processes, ``network.no_sync()`` unless given; the last pass of
     every network runs outside it. Returns the terms of the whole batch.
 
     Exact for networks whose rows do not see each other. Dropout and drop path draw the same in both passes. The one
     difference: batch normalisation takes the statistics of each micro-batch instead of the whole batch of a view. Its
-    running statistics, and all other buffers, change once, in the second pass. When it is synchronised across
-    processes, all of them must have the same number of micro-batches.
+    running statistics, and all other buffers, change once, in the second pass.
 
     Raises UserError for a ``micro_batch`` below 1 or a wrong number of networks, and what the loss raises.
     """
@@ -49,7 +51,8 @@ def backward(
     networks = [network] * len(views) if isinstance(network, nn.Module) else list(network)
     if len(networks) != len(views):
         raise UserError(f"there must be one network, or one for each of the {len(views)} views; given {len(networks)}")
-    pieces = [(v, part) for v, view in enumerate(views) for part in _split(view, micro_batch)]
+    count = max(1, -(-(rows or len(views[0])) // micro_batch))
+    pieces = [(v, part) for v, view in enumerate(views) for part in torch.tensor_split(view, count)]
 
     buffers = {buffer: buffer.clone() for each in networks for buffer in each.buffers()}
     states: list[State] = []
@@ -64,7 +67,7 @@ def backward(
 
     z = [torch.cat(parts).requires_grad_() for parts in embeddings]
     loss(*z).backward()
-    cotangents = [part for each in z for part in _split(_gradient(each), micro_batch)]
+    cotangents = [part for each in z for part in torch.tensor_split(_gradient(each), count)]
 
     last = {id(networks[v]): number for number, (v, _) in enumerate(pieces)}
     for number, ((v, part), state, cotangent) in enumerate(zip(pieces, states, cotangents, strict=True)):
@@ -73,10 +76,6 @@ def backward(
             run(networks[v](part), cotangent)
     assert loss.terms is not None
     return loss.terms
-
-
-def _split(tensor: Tensor, micro_batch: int) -> tuple[Tensor, ...]:
-    return torch.tensor_split(tensor, max(1, -(-len(tensor) // micro_batch)))
 
 
 def _gradient(z: Tensor) -> Tensor:

@@ -182,11 +182,20 @@ def ready(config: Config, fabric: Fabric, images: Images, own: Own = NONE) -> Re
     exact_batch_norm(network)  # in place: the network itself is no normalisation
     if config.micro_batch and len(encoders) > 1 and ranks.world_size() > 1:
         raise UserError("micro_batch with unshared twins works on one device only; give --devices 1 or --twins shared.")
+    least = config.batch_size // ranks.world_size()
+    if config.micro_batch and -(-largest_share(config) // config.micro_batch) > least:
+        raise UserError(f"micro_batch = {config.micro_batch} makes more micro-batches than some processes have images "
+                        f"({least}): give a larger one, or a --batch-size that their number divides.")  # fmt: skip
     assert config.optimizer and config.lr
     optimizer = build_optimizer(network, config.optimizer, lr=config.lr, lr_bias=config.lr_bias or config.lr,
                                 weight_decay=config.weight_decay or 0.0)  # fmt: skip
     wrapped, optimizer = fabric.setup(network, optimizer)
     return Ready(config, fabric, images, source, held_out, network, wrapped, optimizer, arguments, scales)
+
+
+def largest_share(config: Config) -> int:
+    """The most images of a batch that one process has."""
+    return -(-(config.batch_size or 0) // ranks.world_size())
 
 
 def shapes_of(config: Config, images: Images) -> list[tuple[int, ...]]:

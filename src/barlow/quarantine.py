@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from typing import IO, final
+from typing import IO, Any, final
 
 import pyarrow as pa
 
@@ -39,7 +39,9 @@ class Quarantine:
         if rows and file is not None and not file.read_bytes().endswith(b"\n"):
             file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")  # cut off by a crash
         self.written = {row["path"] for row in rows}
-        self.bad = {row["path"]: row["reason"] for row in rows if row["found"] == "pixels"}
+        self.bad = {  # not those of steps that a resume takes again: their images do not count as seen either
+            row["path"]: row["reason"] for row in rows if row["found"] == "pixels" and row.get("seen", 0) <= self.seen
+        }
 
     def start(self) -> None:
         """Before the first step: records the images with broken headers. Raises DataError when they are too many."""
@@ -86,7 +88,7 @@ class Quarantine:
             return
         self.written.add(key)
         length, sha256 = fingerprint(rows, images.root, i)
-        row = {"path": key, "reason": reason, "found": found, "bytes": length, "sha256": sha256}
+        row = {"path": key, "reason": reason, "found": found, "seen": self.seen, "bytes": length, "sha256": sha256}
         with self.file.open("a", encoding="utf-8") as out:
             out.write(json.dumps(row) + "\n")
 
@@ -107,7 +109,7 @@ def fingerprint(rows: pa.Table, root: bytes, i: int) -> tuple[int, str | None]:
     return whole, hashlib.sha256(start[:whole]).hexdigest()
 
 
-def read_quarantine(file: Path) -> list[dict[str, str]]:
+def read_quarantine(file: Path) -> list[dict[str, Any]]:
     """The rows of a ``quarantine.jsonl``; a last line cut off by a crash is left out."""
     rows = []
     for line in file.read_text(encoding="utf-8").splitlines():

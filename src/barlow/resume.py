@@ -8,10 +8,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from barlow.config import WORDS, Config, differences
+from barlow.config import WORDS, Config, differences, read_toml
 from barlow.errors import UserError
 from barlow.images import Images
 from barlow.index import place
+from barlow.machine import machine
 from barlow.sources import size_and_time
 
 # Fields that may differ when a run is continued: they change where and how fast, not what is computed.
@@ -50,6 +51,16 @@ def continued(stored: Config, given: Config, out: Path, allow: Collection[str] =
         stored = stored.replace(epochs=None, steps=None, minutes=None)  # the three are one choice
     taken = {name: getattr(given, name) for name in (FREE - {"out"}) | accepted if getattr(given, name) is not None}
     return stored.replace(**taken)
+
+
+def on_as_many(config: Config, out: Path) -> Config:
+    """The settings with the number of devices that a run in ``out`` began with, unless they name one: with another the
+    last digits differ."""
+    file = out / "config.toml"
+    if config.devices is not None or not file.is_file() or (stored := read_toml(file).devices) is None:
+        return config
+    device, count, _, _ = machine()
+    return config.replace(devices=stored if device == "cpu" else min(stored, count))
 
 
 def check_index(images: Images, source: str, allow: Collection[str]) -> list[str]:

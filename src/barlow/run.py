@@ -35,7 +35,7 @@ from barlow.quarantine import Quarantine
 from barlow.replay import read_bundle
 from barlow.replay import replay as repeat
 from barlow.resources import check_disk, peak_memory, readable
-from barlow.resume import FREE, check_allowed, check_index, continued
+from barlow.resume import FREE, check_allowed, check_index, continued, on_as_many
 from barlow.roll_call import roll_call
 from barlow.runlog import Run, check_place, check_text, open_run
 from barlow.saver import Saver
@@ -92,6 +92,7 @@ def pretrain(
     with ExitStack() as stack:
         check_text(images=config.images or "", out=out)
         stack.enter_context(signals_outside_training(out))
+        config = on_as_many(config, out)
         fabric = launch(config, stack)
         quiet = quiet or ranks.rank() > 0
         if dry_run:
@@ -250,6 +251,7 @@ def open_session(parts: Ready, begun: Begun, started: float, allow: Collection[s
     with together():
         if run:
             others = run.write_environment(environment([str(parts.fabric.device)]))
+            others = [name for name in others if name != "cores" or config.threads is None]  # they decide the threads
             if others:
                 say(f"note: this run began with other versions ({', '.join(others)}); it may not continue to the bit")
             check_disk(run.folder, sum(3 * p.numel() * p.element_size() for p in parts.network.parameters()))

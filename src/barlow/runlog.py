@@ -128,7 +128,7 @@ class Run:
         changed = {key: value for key, value in about.items() if first.get(key) != value}
         first["resumed"] = [*first.get("resumed", []), changed]
         atomic_write(self.folder / "environment.json", json.dumps(first, indent=1) + "\n")
-        return sorted(changed.keys() - {"started", "command", "host", "cores"})  # the run keeps its threads
+        return sorted(changed.keys() - {"started", "command", "host"})
 
     def log(self, kind: str, step: int, **values: object) -> None:
         """Appends one line to metrics.jsonl; a process killed right after has not lost it. A disk that is full or fails

@@ -117,7 +117,8 @@ def _array(item: Any) -> Array:
     """The numbers of an item: of a tuple, its first; a tensor without its graph; a picture as its pixels."""
     item = _first(item)
     if _is_tensor(item):
-        return np.asarray(item.detach().cpu())
+        item = item.detach().cpu()
+        return np.asarray(item.float() if str(item.dtype) == "torch.bfloat16" else item)  # NumPy does not have it
     if getattr(item, "mode", None) in ("1", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB"):  # Pillow's, not yet grey or RGB
         item = item.convert("RGB")
     return np.asarray(item)

@@ -114,6 +114,7 @@ class Session:
             [math.nan if line[name] is None else line[name] for line in told if line["kind"] == "train"]
             for name in ("loss", "diagonal")
         )
+        self.started -= next((line["seconds"] for line in reversed(told) if line["kind"] == "speed"), 0.0)
         self.worried = any(TOO_LARGE in line["message"] for line in told if line["kind"] == "event")
 
     def took(self, batch: Batch, waited: float, skipped: bool) -> None:

@@ -217,6 +217,7 @@ class BarlowTwinsEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
 
         encoder = self._opened()
         images = open_images(X, channels=encoder.channels, value_range=encoder.value_range)
+        encoder.check_dtype(images.dtype)
         for row in images.bad.slice(0, 1).to_pylist():
             raise UserError(f"{shown(row['path'])}: {row['status']}; every image needs a row, so leave it out of X.")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -22,7 +22,7 @@ from barlow.microbatch import backward
 from barlow.network import OneTwin
 from barlow.objective import BarlowTwinsLoss, Terms, barlow_twins_loss
 from barlow.optimise import rate, set_rate
-from barlow.prepare import Ready, seed_step
+from barlow.prepare import Ready, largest_share, seed_step
 from barlow.readers import batches
 from barlow.session import TOO_LARGE, Session
 from barlow.signals import StopRequest
@@ -155,6 +155,7 @@ def in_micro_batches(parts: Ready, views: Sequence[Tensor], micro_batch: int) ->
         views,
         loss,
         micro_batch,
+        rows=largest_share(parts.config),
         run=lambda z, gradient: parts.fabric.backward(z, gradient),
         hold=lambda _: parts.fabric.no_backward_sync(parts.wrapped),
     )

@@ -13,8 +13,9 @@ collapsed ones showed; ``benchmarks/verdicts.py`` holds the cases and prints whi
    inside them; or three in ten images sit on their nearest neighbour while the rank is not one or two (on a line,
    neighbours are close without clusters). Ordinary classes keep 20 % and more of the variance inside.
 4. redundant features — half of the dimensions have a copy (|ρ| > 0.95), at least four times as many as dimensions of
-   random direction would have with this spectrum, and the participation is 4 or more: below that, the rank is low. In
-   an embedding that is being trained copies are never forced: decorrelating it is half of the objective, and healthy
+   random direction would have with this spectrum, and the participation is 4 or more. Below that the rank may be low,
+   which goes before; where it is not, three times as many are too many, for copies themselves make a direction strong.
+   In an embedding that is being trained copies are never forced: decorrelating it is half of the objective, and healthy
    runs had copies of half of the dimensions at most, in passing. There three quarters are too many, however forced.
 5. dimensional collapse — the spectrum falls off a cliff (``rank_cliff``); or one direction holds almost everything
    (participation < 1.3, less for m < 7); or the effective rank is below 9 (for m < 36: below m/4); or half of the
@@ -148,7 +149,7 @@ def _first(m: Mapping[str, float], warm_up: bool, embedding: bool) -> tuple[str,
         return "complete collapse", sentence
     if (gap := m.get("view_gap", 1.0)) < (1e-6 if low else 1e-3):
         return "identical views", f"The two views of an image differ by {gap:.1g} of the spread between images."
-    alarm = (_clusters(m) or _copies(m, embedding) or low) if enough else None
+    alarm = (_clusters(m) or _copies(m, embedding) or low or _copies_of_one(m, embedding)) if enough else None
     if alarm and warm_up:
         return "not learning yet", f"Too early to judge, still warming up. {alarm[1]}"
     return alarm or _unlearned(m) or ("healthy", _praise(m))
@@ -182,6 +183,14 @@ def _copies(m: Mapping[str, float], embedding: bool) -> tuple[str, str] | None:
     if (unforced or (embedding and share >= COPIED)) and m["participation"] >= 4:
         return "redundant features", f"{share:.0%} of the dimensions are copies of another (correlation above 0.95)."
     return None
+
+
+def _copies_of_one(m: Mapping[str, float], embedding: bool) -> tuple[str, str] | None:
+    share = m["duplicate_dimensions"]
+    if embedding or share < 0.5 or m["participation"] >= 4 or m.get("forced_duplicates", 0.0) > share / 3:
+        return None
+    carried = f"{m['participation']:.1f} directions carry nearly all."
+    return "redundant features", f"{share:.0%} of the dimensions are copies of another, and {carried}"
 
 
 def _low_rank(m: Mapping[str, float], embedding: bool) -> tuple[str, str] | None:
@@ -242,4 +251,6 @@ def _praise(m: Mapping[str, float]) -> str:
     spread = f"The images spread over {m['effective_rank']:.0f} of {min(m['n'] - 1, m['d']):.0f} directions"
     if "twins_found" in m:
         return f"{spread}; {m['twins_found']:.0%} find their own second view (chance {1 / m['n']:.1%})."
-    return f"{spread}, without copies, clusters or a cliff in the spectrum."
+    if m["duplicate_dimensions"] < 0.05:
+        return f"{spread}, without copies, clusters or a cliff in the spectrum."
+    return f"{spread}, without clusters or a cliff; {m['duplicate_dimensions']:.0%} of the dimensions are copies."

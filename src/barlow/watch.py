@@ -7,7 +7,7 @@ from typing import Any, final
 
 from barlow.verdict import CAUSES, REMEDIES, is_alarm
 
-SPACES = {"features": "the encoder's output", "embedding": "the embedding"}
+SPACES = {"features": "the encoder's output", "features_b": "the second encoder's output", "embedding": "the embedding"}
 
 
 @final
