@@ -407,6 +407,18 @@ def test_letters_that_cannot_be_shown_and_streams_that_are_closed(
     sys.stderr.close()
 
 
+def test_no_file_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None:
+    """Kills: what is said on standard error at a signal, in the file of the lock or of the metrics."""
+    program = (
+        "import os, sys\nfor number in range(3): os.close(number)\nimport barlow.cli, barlow.__main__\n"
+        "def opens():\n with open(sys.argv[1], 'w') as file: file.write(str(file.fileno()))\n"
+        "barlow.cli.main = opens\nbarlow.__main__.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program, tmp_path / "number"], check=False)
+    assert done.returncode == 0
+    assert int((tmp_path / "number").read_text()) > 2
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
 def test_output_onto_a_full_disk_is_one_sentence() -> None:
     words = [sys.executable, "-c", "from barlow.cli import main; main(['completion', 'bash'])"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,20 @@ def test_an_index_keeps_a_run_what_it_was(tmp_path: Path) -> None:
     again = open_images(tmp_path / "moved", index=tmp_path / "i.parquet")
     with pytest.raises(BadImage, match="is 9×9 now and was 24×32 when it was indexed"):
         again.read(2)
+
+
+def test_a_disk_without_room_for_the_index_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kills: "standard output cannot be written", as Arrow's error has no name."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("barlow.files.write_synced", full)
+    images = open_images(np.zeros((4, 6, 6), np.uint8))
+    with pytest.raises(OSError, match="No space left") as refused:
+        write_index(images, tmp_path / "i.parquet")
+    assert refused.value.filename == str(tmp_path / "i.parquet")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_index_of_an_array(tmp_path: Path) -> None:

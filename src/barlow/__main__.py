@@ -10,6 +10,11 @@ def main() -> None:
     """Runs the command line and exits; a Ctrl-C that comes too early for it to say so itself is 130, too."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where nohup or a shell script ignores it
         signal.signal(signal.SIGINT, _interrupted)
+    while (
+        spare := os.open(os.devnull, os.O_RDWR)
+    ) <= 2:  # a stream that is closed (``2>&-``) is nobody's: else the next
+        pass  # file opened would have its number, and get what is said
+    os.close(spare)
     from barlow.cli import main as command_line
 
     command_line()

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from barlow.cores import cores
 from barlow.decode import Header, header
 from barlow.errors import UserError
+from barlow.files import atomic_write
 from barlow.guard import BadImage, warnings_raise
 from barlow.progress import progress
 from barlow.sources import Found, read_bytes, with_file
@@ -143,9 +144,9 @@ def as_pairs(first: pa.Table, second: pa.Table) -> tuple[pa.Table, pa.Table]:
 
 def write(rows: pa.Table, settings: dict[str, Any], path: Path) -> None:
     """Writes the index with ``settings`` (plain JSON values) beside it in the metadata; replaces ``path`` at once."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(rows.replace_schema_metadata({METADATA: json.dumps(settings)}), temporary, compression="zstd")
-    temporary.replace(path)
+    made = pa.BufferOutputStream()
+    pq.write_table(rows.replace_schema_metadata({METADATA: json.dumps(settings)}), made, compression="zstd")
+    atomic_write(path, made.getvalue().to_pybytes())
 
 
 def read(path: Path) -> tuple[pa.Table, dict[str, Any]]:
