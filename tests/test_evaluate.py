@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from barlow import finetune, probe, protocols
 from barlow.encoder import load_encoder, save_encoder
 from barlow.errors import NumbersError, UserError
-from barlow.evaluate import compare, evaluate, table
+from barlow.evaluate import compare, evaluate, images_of_run, table
 from barlow.features import features_of, fingerprint, raw_pixels
 from barlow.images import open_images
 from barlow.judgement import evaluation_table
@@ -369,7 +369,11 @@ def test_a_csv_with_a_split(tmp_path: Path) -> None:
     assert labelled.test.tolist() == [False, False, True, True]
     with pytest.raises(UserError, match="has a column split"):
         open_labelled(csv, images=str(tmp_path / "in"), test="sample")
-    csv.write_text(csv.read_text().replace("train", "learn"))
+    csv.write_text(csv.read_text().replace(",train", ", Train").replace(",test", ", TEST "))
+    again = open_labelled(csv, images=str(tmp_path / "in"))
+    assert again.test is not None
+    assert again.test.tolist() == [False, False, True, True]
+    csv.write_text(csv.read_text().replace("Train", "learn"))
     with pytest.raises(UserError, match="says learn, test: it should say train and test"):
         open_labelled(csv, images=str(tmp_path / "in"))
 
@@ -540,3 +544,11 @@ def test_fine_tuning_needs_classes(run: Path, tmp_path: Path) -> None:
     values = saved(tmp_path / "v.npz", images, np.random.default_rng(0).random(60))
     with pytest.raises(UserError, match="--fine-tune"):
         evaluate(run, values, fine_tune=True)
+
+
+def test_images_of_a_run_that_are_not_there_are_named_with_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.toml").write_text('images = "photos"\n')
+    (tmp_path / "l.csv").write_text("path,label\na.png,x\n")
+    with pytest.raises(UserError, match=r"run was trained on photos, which is not there .*--images"):
+        images_of_run(tmp_path / "run", tmp_path / "l.csv")

@@ -281,3 +281,41 @@ def test_tensors_of_bfloat16_are_numbers(bare: Make) -> None:
     expected, same = (pretrain(bare(image_size=24, steps=1, out=bare().out + name), images=given, quiet=True)
                       for name, given in (("a", images.bfloat16().float()), ("b", images.bfloat16())))  # fmt: skip
     assert read_toml(expected / "config.toml").mean == read_toml(same / "config.toml").mean
+
+
+class Twice(Small):
+    """One layer under two names, and whatever else a module may hold."""
+
+    def __init__(self, **buffers: Tensor) -> None:
+        super().__init__()
+        self.second = self.first = nn.Conv2d(6, 6, 3, padding=1)
+        for name, value in buffers.items():
+            self.register_buffer(name, value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.second(self.first(self.conv(x)))).mean((2, 3))
+
+
+class Extra(Small):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"a": 1}
+
+    def set_extra_state(self, _: object) -> None:
+        pass
+
+
+def test_a_layer_that_is_used_twice_is_written(bare: Make) -> None:
+    """Kills: all steps done, and no encoder, as its file does not take tensors that share their memory."""
+    run = pretrain(bare(image_size=24, steps=2), images=blobs(60, 24), encoder=Twice(), quiet=True)
+    loaded = load_encoder(run, Twice())
+    assert torch.equal(loaded.model.first.bias, loaded.model.second.bias)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "words"),
+    [(Twice(mask=torch.full((2,), -torch.inf)), "encoder's mask is not finite, .*persistent=False"),
+     (Extra(), "encoder's _extra_state is a dict; checkpoints hold tensors only")],
+)  # fmt: skip
+def test_what_no_checkpoint_takes_is_refused_before_the_first_step(bare: Make, encoder: nn.Module, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        pretrain(bare(image_size=24, steps=2), images=blobs(60, 24), encoder=encoder, quiet=True)

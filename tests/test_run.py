@@ -19,7 +19,7 @@ import barlow.length
 import barlow.prepare
 import barlow.run
 import barlow.train
-from barlow import Config, load_encoder, pretrain
+from barlow import Config, embed, load_encoder, pretrain
 from barlow.batches import Batch, Stream
 from barlow.config import read_toml
 from barlow.cores import Wait
@@ -260,7 +260,9 @@ def pairs(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("cache", [True, False])
-def test_given_pairs(tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: bool) -> None:
+def test_given_pairs(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Two kinds of image, two networks, two encoders; stopped and resumed to the bit. The form of the cache stays."""
     monkeypatch.setenv("BARLOW_CACHE", str(tmp_path / "store"))
     table = pairs(tmp_path)
@@ -276,6 +278,8 @@ def test_given_pairs(tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert {line["of"] for line in health} == {"features", "features_b", "embedding"}
     assert {line["of"] for line in health if "twins_found" in line} == {"embedding"}
     assert (whole / "report.html").stat().st_size > 10_000
+    embed(whole, table)
+    assert "note: of a table of pairs the first images are taken" in capsys.readouterr().err
     config = tiny(images=table, image_size=32, cache=cache)
     with monkeypatch.context() as patch:
         patch.setattr(barlow.run.Session, "out_of_time", lambda session: session.step >= 3)

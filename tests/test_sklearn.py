@@ -154,7 +154,7 @@ def test_in_a_pipeline_and_a_grid_search() -> None:
     """Also: nothing of a search but the estimator's words is needed to run it, and torch's own draws are left alone."""
     X = table()
     y = X[:, 0] > 3
-    grid = {"barlowtwinsencoder__corruption": [0.2, 0.6], "barlowtwinsencoder__lambda_": [None, 0.1]}
+    grid = {"barlowtwinsencoder__corruption": np.float32([0.2, 0.6]), "barlowtwinsencoder__lambda_": [None, 0.1]}
     torch.manual_seed(5)
     search = GridSearchCV(make_pipeline(quick(), LogisticRegression()), grid, cv=2, error_score="raise").fit(X, y)
     drawn = torch.rand(3)

@@ -644,7 +644,24 @@ def test_another_network_is_refused_and_accepted_by_name(tiny: Make) -> None:
     wider = tiny(projector=(48, 32))
     with pytest.raises(UserError, match=r"The network is not that of .*\[32, 16\] → \[48, 16\].*--allow network"):
         pretrain(wider, allow=["projector"], quiet=True)
+    assert read_toml(run / "config.toml").projector == (32, 32)  # a refusal changes nothing
     pretrain(wider, allow=["projector", "network"], quiet=True)
+    assert saved(run) == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"optimizer": "lars"}, "the optimiser of the checkpoint is another one"),
+     ({"batch_size": 90}, "batch_size = 90 is larger than the 80 images to train on"),
+     ({"steps": 2}, "is at step 3 already: give --steps above that")],
+)  # fmt: skip
+def test_what_is_accepted_must_work_and_else_changes_nothing(tiny: Make, changes: dict[str, Any], words: str) -> None:
+    """Kills: a KeyError at the first step, a batch larger than the data, a run that is "done" before its end; and a
+    folder whose own command is refused after that."""
+    run = stopped_at(tiny(), 3)
+    with pytest.raises(UserError, match=words):
+        pretrain(tiny(**changes), allow=list(changes), quiet=True)
+    assert saved(pretrain(tiny(), quiet=True)) == 8
     assert saved(run) == 8
 
 

@@ -126,6 +126,9 @@ def open_for(encoder: Encoder, images: Any, part: Part = WHOLE) -> Images:
         return source
     source = open_images(images, channels=encoder.channels, value_range=encoder.value_range)
     encoder.check_dtype(source.dtype)
+    if source.second is not None and part[0] == 1:
+        print("note: of a table of pairs the first images are taken; for the second encoder give a table of the others",
+              file=sys.stderr)  # fmt: skip
     for row in source.bad.to_pylist() if part[0] == 1 else ():
         print(f"left out {shown(row['path'])}: {row['status']}", file=sys.stderr)
     return source

@@ -154,7 +154,8 @@ def save_encoder(
         },
         "barlow": {"format": FORMAT, **origin} | ({"shape": list(shape)} if shape else {}),
     }
-    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    whole = torch.contiguous_format  # clones: a module that is used under two names shares its tensors
+    tensors = {key: value.detach().cpu().clone(memory_format=whole) for key, value in model.state_dict().items()}
     atomic_write(folder / WEIGHTS, to_safetensors(tensors, metadata={"format": "pt"}))
     atomic_write(folder / CONFIG, json.dumps(config, indent=2) + "\n")
 

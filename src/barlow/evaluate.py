@@ -100,7 +100,11 @@ def images_of_run(run: Path, labels: Path) -> str | None:
         return None
     columns = path_columns(table := read_table(labels))
     beside = any((labels.parent / name).exists() for column in columns for name in table[column])
-    return None if beside else read_toml(run / "config.toml").images
+    images = None if beside else read_toml(run / "config.toml").images
+    if images and images != "sample" and not Path(images).exists():
+        raise UserError(f"{run} was trained on {images}, which is not there as seen from {Path.cwd()}: name the images "
+                        "of the table with --images")  # fmt: skip
+    return images
 
 
 def compare(

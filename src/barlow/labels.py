@@ -158,7 +158,7 @@ def _given(path: Path, column: str | None) -> tuple[list[tuple[str, str]], int]:
     table = read_table(path, all_columns=True)
     key, value = label_column(table, path)
     labels = [label.strip() for label in table[value]]
-    says = labels if column is None else table[column]
+    says = labels if column is None else [said.strip().lower() for said in table[column]]
     rows = zip((_printable(name) for name in table[key]), says, labels, strict=True)
     kept = [
         (name, said) for name, said, label in rows if label or value.lower() == SEVERAL

@@ -72,6 +72,12 @@ def renumber(
         differ = sorted({name for group in then for name in group} ^ set(names))
         example = f", for example {differ[0]}" if differ else ""
         raise UserError(f"the optimiser of the checkpoint has other parameter groups than this one{example}")
+    options_now, options_then = (
+        sorted({key for group in groups for key in group} - {"params", "param_names"})
+        for groups in (state["param_groups"], saved["groups"])
+    )
+    if options_now != options_then:
+        raise UserError("the optimiser of the checkpoint is another one, whose state this one cannot take")
     number_of = {name: number for number, name in enumerate(names)}
     slots: dict[int, dict[str, Any]] = {}
     for key, tensor in tensors.items():

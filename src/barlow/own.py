@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
-from torch import nn
+from torch import Tensor, nn
 
 from barlow.batches import ViewLike
 from barlow.config import OWN, Config
@@ -65,7 +65,18 @@ class Own:
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 size = " × ".join(map(str, shape))
                 raise UserError(f"Your encoder {type(encoder).__name__} cannot take (1, {size}): {reason}") from None
+            _storable(encoder)
         return [copy.deepcopy(encoder) for encoder in self.encoders]
+
+
+def _storable(encoder: nn.Module) -> None:
+    """UserError for what a checkpoint does not take, before the hours that it would cost."""
+    for name, value in encoder.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise UserError(f"Your encoder's {name} is a {type(value).__name__}; checkpoints hold tensors only.")
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise UserError(f"Your encoder's {name} is not finite, and checkpoints are: in a mask take -1e9 for -inf, "
+                            "or register the buffer with persistent=False.")  # fmt: skip
 
 
 def own(views: Any, encoder: Any) -> Own:

@@ -74,7 +74,7 @@ def resolve(config: Config, found: Findings) -> tuple[Config, list[Choice]]:
             if value is not None:
                 config = config.replace(**{name: value})
                 choices.append(Choice(word(name), getattr(config, name), reason))
-    _consistent(config, found)
+    consistent(config, found.images, found.channels_b)
     return config, choices
 
 
@@ -89,12 +89,12 @@ def _for_samples(config: Config) -> None:
         raise UserError(f"{given[0]} is for images, and Samples are none: leave it out.")
 
 
-def _consistent(config: Config, found: Findings) -> None:
+def consistent(config: Config, images: int, channels_b: int) -> None:
     """Refuses settings that cannot train."""
-    left = found.images - (config.held_out or 0)
+    left = images - (config.held_out or 0)
     if left < 2:
         raise UserError(
-            f"{found.images:,} usable images, of which {config.held_out:,} are held out, leave {max(left, 0)} to "
+            f"{images:,} usable images, of which {config.held_out:,} are held out, leave {max(left, 0)} to "
             "train on; training needs at least 2, and many to learn anything: give more images or a smaller --held-out."
         )
     if config.batch_size and config.batch_size > left:
@@ -107,12 +107,12 @@ def _consistent(config: Config, found: Findings) -> None:
             given = getattr(config, name) or ()
             if len(given) != (channels or 0):
                 raise UserError(f"{name} has {len(given)} values for {channels or 'no'} channels.")
-    if found.channels_b == 0 and config.channels_b:
+    if channels_b == 0 and config.channels_b:
         raise UserError("channels_b is for a table of pairs, with two columns of paths; leave it out.")
-    two = "pairs" if found.channels_b else "unshared twins" if config.twins == "unshared" else ""
+    two = "pairs" if channels_b else "unshared twins" if config.twins == "unshared" else ""
     if two and isinstance(config.views, tuple) and len(config.views) != 2:
         raise UserError(f"{two} take two views, not {len(config.views)}.")
-    if found.channels_b and config.twins == "shared" and config.channels_b != config.channels:
+    if channels_b and config.twins == "shared" and config.channels_b != config.channels:
         raise UserError(f"pairs of {config.channels} and {config.channels_b} channels cannot share a network.")
 
 

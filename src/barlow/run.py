@@ -28,7 +28,7 @@ from barlow.length import TRIAL_SECONDS, Pace, steps_of_epochs, steps_of_minutes
 from barlow.loggers import check_installed, copies
 from barlow.looks import looks
 from barlow.own import Own, own
-from barlow.plan import RULES, Choice, Findings
+from barlow.plan import RULES, Choice, Findings, consistent
 from barlow.prepare import Ready, ready
 from barlow.progress import duration
 from barlow.quarantine import Quarantine
@@ -175,7 +175,7 @@ def reopen(run: Run, config: Config, images: Any, allow: Collection[str]) -> Non
         say(f"note: {note}")
         run.log("event", 0, message=note)
     if changed:
-        run.write_config(to_toml(now))
+        consistent(now, len(opened), opened.second.channels if opened.second else 0)
 
 
 def open_run_images(config: Config, images: Any, out: Path) -> Images:
@@ -264,6 +264,10 @@ def open_session(parts: Ready, begun: Begun, started: float, allow: Collection[s
         where = Path(config.out) / "checkpoints" / name
         with together():
             session.restore(load(where, parts.fabric.device), where, allow)
+            if session.step > session.steps:
+                raise UserError(f"{config.out} is at step {session.step:,} already: give --steps above that.")
+    if run and differences(read_toml(run.folder / "config.toml"), config, ignore=FREE):
+        run.write_config(to_toml(config))  # what --allow accepts: only now, as it has turned out to work
     session.begin()
     if run:
         run.rewind(session.step)

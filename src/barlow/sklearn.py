@@ -162,7 +162,7 @@ class BarlowTwinsEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         for name in ("encoder", "views"):
             if isinstance(getattr(self, name), str):
                 raise UserError(f"{name} = {getattr(self, name)!r} is for images, and X is a table: leave it out.")
-        if not (isinstance(self.corruption, int | float) and 0 < self.corruption <= 1):
+        if not (isinstance(self.corruption, int | float | np.number) and 0 < self.corruption <= 1):
             raise UserError(f"corruption = {self.corruption} is no probability above 0.")
         widths = self.hidden if isinstance(self.hidden, list | tuple) else ()
         if not widths or not all(isinstance(width, int | np.integer) and width > 0 for width in widths):
