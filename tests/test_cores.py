@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import barlow.train
 from barlow import Config, pretrain
 from barlow.config import read_toml
 from barlow.cores import CoreWait, Wait, cores
+from barlow.cores import threads as use
 from barlow.environment import environment
 from barlow.errors import Stopped, UserError
 from barlow.launch import launch, use_threads
@@ -38,16 +39,6 @@ def threads_of_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-@contextmanager
-def set_to(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def test_the_share_that_a_container_gives_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kills: the 64 cores of a machine of which the container may use two."""
     monkeypatch.setattr("joblib.cpu_count", lambda: 3)
@@ -58,13 +49,13 @@ def test_a_run_keeps_its_threads(tiny: Make, monkeypatch: pytest.MonkeyPatch) ->
     """They are chosen once, kept by a resume in surroundings that offer others, and given back to the program.
     Kills: a resume that computes with what it finds, which is another run in the last digits."""
     seen = threads_of_steps(monkeypatch)
-    with monkeypatch.context() as patch, set_to(2):
+    with monkeypatch.context() as patch, use(2):
         patch.setattr("barlow.prepare.share", lambda *_: (1, 4, "here"))
         patch.setattr(barlow.run.Session, "out_of_time", lambda session: session.step >= 3)
         with pytest.raises(Stopped):
             pretrain(tiny(), quiet=True)
     assert read_toml(Path(tiny().out or "") / "config.toml").threads == 2
-    with set_to(1):
+    with use(1):
         run = pretrain(tiny(), quiet=True)
         assert torch.get_num_threads() == 1
     assert seen == [2] * 8

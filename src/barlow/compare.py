@@ -61,10 +61,8 @@ def compare(runs: Sequence[str | Path], images: str | None = None) -> dict[str, 
     if len(runs) < 2:
         raise UserError("Give two runs or more: one alone has nothing to be compared with.")
     about = common(folders[0], images)
-    others = (
-        [] if images is not None else [str(run) for run in folders[1:] if not holds_out_the_same(run, about.config)]
-    )
-    if others:
+    others = [str(run) for run in folders[1:] if not holds_out_the_same(run, about.config)]
+    if others and images is None:
         say(f"note: {', '.join(others)} held out other images than {folders[0]} and may have trained on those that are "
             "asked about; name some that none has seen with --images")  # fmt: skip
     finding = {str(run): finds(seen(load_encoder(run), about)) for run in progress(runs, "comparing", len(runs))}

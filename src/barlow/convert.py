@@ -19,7 +19,7 @@ LUMA = np.array([19595, 38470, 7471]) / 65536  # Pillow's weights (ITU-R 601-2)
 PERCENTILES = (0.1, 99.9)
 WHOLE = (0.0, 1.0)  # the range of values that leaves images as they are
 NO_DATA, ENORMOUS = (-9999.0, -99999.0, -32768.0, -32767.0), 1e15  # what maps hold where nothing was measured
-GAP = 0.25  # of the spread of what was measured: so far from it lies what stands for "no data"
+MIDDLE, GAP = (1.0, 99.0), 0.25  # percentiles of what was measured; of these apart lies what stands for "no data"
 FAR = 4  # times what is used of 16 bits: how far faults of a detector reach that do not count
 NARROW, MARGIN = 0.25, 0.1  # of 16 bits: the part below which it is stretched, and what is added to it at both ends
 
@@ -106,7 +106,7 @@ def find_range(images: Iterable[Array]) -> tuple[float, float]:
 
 
 def _float_range(values: Array) -> tuple[float, float]:
-    values = _measured(values, NO_DATA, GAP)
+    values = _measured(values, NO_DATA, GAP, MIDDLE)
     if values.min() >= 0 and values.max() <= 1:
         return WHOLE
     low, high = (float(np.float32(v)) for v in np.percentile(values, PERCENTILES))
@@ -123,21 +123,19 @@ def _band(images: Sequence[Array]) -> tuple[float, float]:
     return (max(0.0, low - margin), min(1.0, high + margin)) if 0 < high - low < NARROW else WHOLE
 
 
-def _measured(values: Array, no_data: Sequence[float], far: float = 1.0) -> Array:
+def _measured(
+    values: Array, no_data: Sequence[float], far: float = 1.0, middle: tuple[float, float] = (0.0, 100.0)
+) -> Array:
     """Without a number that stands for "no data": the least or the greatest, when it is one of those that are used for
-    that and lies ``far`` times as far from the others as these from each other (their middle 98 %, if ``far`` < 1)."""
+    that and lies ``far`` times as far from the others as these, between the percentiles ``middle``, from each other."""
     for end, sign in ((np.min, 1.0), (np.max, -1.0)):
         last = float(end(values))
         if last not in no_data and abs(last) < ENORMOUS:
             continue
         rest = values[values != last].astype(np.float64)
-        if len(rest) and sign * (float(end(rest)) - last) > far * _spread(rest, far):
+        if len(rest) and sign * (float(end(rest)) - last) > far * float(np.ptp(np.percentile(rest, middle))):
             values = rest
     return values
-
-
-def _spread(values: Array, far: float) -> float:
-    return float(np.ptp(np.percentile(values, (1, 99)) if far < 1 else values))
 
 
 def _some_values(images: Sequence[Array], specks: bool = True) -> Array:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, final
 
@@ -17,6 +18,19 @@ def cores() -> int:
     from joblib import cpu_count  # here, because --version has no time for it
 
     return int(cpu_count())
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Within, torch computes with so many threads in this process; after it, with as many as before."""
+    import torch  # here, because --version has no time for it
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Wait(NamedTuple):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from barlow.cores import cores
+from barlow.cores import cores, threads
 
 PAYS = 1.1  # times as fast as float32, for bfloat16 to be worth its rounding
 
@@ -33,12 +33,8 @@ def _bfloat16_pays() -> bool:
     flags = next((line.split() for line in lines if line.startswith("flags")), [])
     if not {"avx512_bf16", "amx_bf16"} & set(flags):
         return False  # torch would convert back and forth
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with threads(1):
         return _convolution_seconds(torch.float32) > PAYS * _convolution_seconds(torch.bfloat16)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _convolution_seconds(dtype: torch.dtype) -> float:

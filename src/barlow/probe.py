@@ -6,12 +6,13 @@ strength is 1/(n C) in the terms of scikit-learn. Features come as (n, d) float3
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from barlow.cores import threads
 
 STRENGTHS = tuple(10.0**-e for e in (0, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6))  # of the penalty, strong to weak
 LONE = 10.0**-1.5  # where each class has but one label and nothing can be held back
@@ -35,7 +36,7 @@ def probe(candidates: Sequence[tuple[Tensor, Tensor]], targets: Tensor, fold: Te
     with the lowest loss on held-back rows.
     """
     y, found = targets.T.contiguous(), []
-    with _threads(1 if candidates[0][0].numel() < SMALL else torch.get_num_threads()):
+    with threads(1 if candidates[0][0].numel() < SMALL else torch.get_num_threads()):
         for number, (train, _) in enumerate(candidates):
             x, axes, spread = principal(train)
             found.append((*search(x, y, fold, spread, problem), number, (x, axes, spread)))
@@ -43,16 +44,6 @@ def probe(candidates: Sequence[tuple[Tensor, Tensor]], targets: Tensor, fold: Te
         weights = torch.full((1, x.shape[1]), 1 / x.shape[1])
         w = fit(x, y, weights, strength, spread, start.mean(0, keepdim=True), problem, FINAL)[0]
     return candidates[number][1] @ (axes @ w[:, :-1].T) + w[:, -1]
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def principal(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
