@@ -20,6 +20,8 @@ from PIL import Image
 
 import barlow
 from barlow.cli import app, main
+from barlow.config import Config
+from barlow.preview import show_views
 
 RUN = ["--steps", "2", "--batch-size", "16", "--encoder", "resnetv2_18", "--image-size", "32", "--projector", "16-16",
        "--encoder-args", '{"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8], "stem_chs": 8}', "--held-out", "8",
@@ -447,3 +449,17 @@ def test_names_that_a_shell_or_a_settings_file_cannot_take(capsys: pytest.Captur
     code, _, err = call(capsys, "pretrain", images, "--out", os.fsdecode(bytes(tmp_path) + b"/r\xff"), *RUN)
     assert (code, "r\\xff is no UTF-8, and cannot stand in config.toml: rename it" in err) == (2, True), err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a run #1", "images"]
+
+
+def test_the_sheet_of_views_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows of one's own cannot be typed; what is typed goes before the file, as in pretrain."""
+    images, rows = folder(tmp_path / "in", 4), ({"flip": 1.0}, {"crop": (0.2, 0.3)})
+    file = tmp_path / "mild.toml"
+    file.write_text("seed = 3\nepochs = 9\n[[views]]\nflip = 1.0\n[[views]]\ncrop = [0.2, 0.3]\n")
+    for typed, config in (
+        ([], Config(str(images), views=rows, seed=3)),
+        (["--views", "small", "--seed", 4], Config(str(images), views="small", seed=4)),
+    ):
+        assert call(capsys, "views", images, "-o", tmp_path / "a.png", "--config", file, *typed)[0] == 0
+        expected = show_views(config, tmp_path / "b.png", 8).read_bytes()
+        assert (tmp_path / "a.png").read_bytes() == expected

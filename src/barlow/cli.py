@@ -23,8 +23,6 @@ app = App(
     help_format="plaintext",  # markdown would import a parser that help has no time for
     default_parameter=Parameter(negative_iterable=(), converter=typed),
 )
-
-
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Settings = Annotated[Config | None, Parameter(name="*")]
@@ -115,8 +113,9 @@ def embed(
 
 @app.command
 def views(
-    images: str, /, *, output: Annotated[Path, Parameter(name=["--output", "-o"])], views: str | None = None,
-    image_size: int | None = None, channels: int | None = None, seed: int | None = None, count: int = 8,
+    images: str, /, *, output: Annotated[Path, Parameter(name=["--output", "-o"])], config: Path | None = None,
+    views: str | None = None, image_size: int | None = None, channels: int | None = None, seed: int | None = None,
+    count: int = 8,
 ) -> None:  # fmt: skip
     """Draw a contact sheet of a few images and their random views, before any training.
 
@@ -125,6 +124,7 @@ def views(
     Args:
         images: Anything that pretrain takes.
         output: FILE.png. Only its own is replaced.
+        config: As in pretrain: such as rows of views of your own.
         views: As in pretrain.
         image_size: As in pretrain.
         channels: As in pretrain.
@@ -133,8 +133,8 @@ def views(
     """
     from barlow.preview import show_views
 
-    config = Config(images, views=views, image_size=image_size, channels=channels, seed=seed)
-    print(show_views(config, output, count))
+    given = Config(images, views=views, image_size=image_size, channels=channels, seed=seed)
+    print(show_views(merge(read_toml(config), given) if config else given, output, count))
 
 
 @app.command
