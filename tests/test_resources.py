@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import platform
 import resource
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -123,3 +126,24 @@ def test_out_of_memory_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "4503600 GB more were asked for" in sentence
     monkeypatch.setattr(resources, "memory_limit", lambda device: None)
     assert "use --micro-batch 32" in explain_out_of_memory(MemoryError(), batch=64, before=0)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told what to keep")
+def test_freed_memory_is_kept_for_the_next_step_and_given_back_in_the_end() -> None:
+    """Kills: every step paying for each of its pages anew; and a program that holds the memory of a run for good."""
+    program = """
+import resource, torch
+from barlow.resources import freed_memory_kept
+def new_pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    step = [torch.ones(2**20) for _ in range(8)]  # 4 MB each
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+with freed_memory_kept():
+    print(*(new_pages() for _ in range(8)))
+print(new_pages())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    *steps, after = map(int, done.stdout.split())
+    assert steps[0] > 8_000
+    assert max(steps[4:]) < 100  # it takes a few until all pieces are large enough
+    assert after > 8_000

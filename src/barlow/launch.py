@@ -29,6 +29,7 @@ from barlow.console import say
 from barlow.cores import cores
 from barlow.errors import Stopped, UserError
 from barlow.machine import machine
+from barlow.resources import freed_memory_kept
 from barlow.signals import parse_duration
 
 TIMEOUT = 900.0  # seconds that one process waits for another, unless the settings say otherwise
@@ -42,6 +43,8 @@ def launch(config: Config, stack: ExitStack) -> Fabric:
     """Fabric on the devices of this run. What is started here ends with ``stack``. Raises UserError."""
     device, count, _, _ = machine()
     stack.callback(torch.set_num_threads, torch.get_num_threads())  # the program around this run has its own wishes
+    if device == "cpu":
+        stack.enter_context(freed_memory_kept())
     if config.precision == "float16" and device != "cuda":
         raise UserError("precision float16 needs a GPU; give --precision bfloat16 or float32.")
     environment, local, nodes = surroundings(os.environ, config.devices or count)

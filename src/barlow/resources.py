@@ -1,12 +1,16 @@
-"""Before and when the machine gives out: room on the disk, shared memory, memory; each in a sentence with numbers."""
+"""What a machine gives: room on the disk, shared memory, memory that is kept; in a sentence where it gives out."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import re
 import resource
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,6 +20,8 @@ from barlow.errors import UserError
 SPARE = 3  # checkpoints that must fit: the one kept, the one being written, and one of room
 SAFE = 0.8  # share of the memory that an estimate may plan with: allocators round up, others need some
 NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|cannot allocate memory", re.IGNORECASE)
+TRIM, MAP = -1, -3  # glibc's M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+LARGEST = 32 << 20  # bytes: what is larger glibc maps by itself, and gives back, in any case
 ASKED = re.compile(r"tried to allocate ([\d.]+) ?(bytes|KiB|MiB|GiB|TiB)?", re.IGNORECASE)
 BYTES = {"bytes": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
 
@@ -88,6 +94,27 @@ def memory_limit(device: str = "cpu") -> int | None:
             continue
     soft = resource.getrlimit(resource.RLIMIT_AS)[0]
     return min(limits if soft == resource.RLIM_INFINITY else [*limits, soft])
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Within, memory that is freed stays with this process and is taken again; after it, what is free is given back.
+
+    A step on a processor frees what it computed and needs as much at the next one. glibc gives much of that to the
+    system and asks for it again, page by page, each cleared once more: a fifteenth of a step (docs/log.md, "Pages that
+    are given back"). Elsewhere nothing is done.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    library = ctypes.CDLL(None)
+    library.mallopt(MAP, LARGEST)
+    library.mallopt(TRIM, -1)
+    try:
+        yield
+    finally:
+        library.mallopt(TRIM, 2 * LARGEST)
+        library.malloc_trim(0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
