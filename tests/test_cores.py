@@ -210,7 +210,7 @@ def test_other_cores_are_worth_a_note_where_they_decide_the_threads(
     if threads is None:  # as on a GPU
         stored.write_text(re.sub(r"threads = .*\n", "", stored.read_text()))
     monkeypatch.setattr(barlow.run, "environment", lambda devices: environment(devices) | {"cores": 99})
-    pretrain(tiny(), quiet=True)
+    pretrain(tiny(), allow=["threads"], quiet=True)
     assert ("other versions (cores)" in capsys.readouterr().err) == (threads is None)
 
 

@@ -6,6 +6,7 @@ import errno
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -321,7 +322,7 @@ def test_workers_start_beside_busy_threads(tiny: Make) -> None:
 
 
 def test_little_shared_memory_means_fewer_workers(tiny: Make, monkeypatch: Patch) -> None:
-    monkeypatch.setattr(barlow.session, "fit_shared_memory", lambda *_: (0, "reading with 0"))
+    monkeypatch.setattr(barlow.readers, "fit_shared_memory", lambda *_: (0, "reading with 0"))
     run = pretrain(tiny(workers=2), quiet=True)
     assert "reading with 0" in events(run)
 
@@ -630,6 +631,41 @@ def test_other_settings_are_refused_with_the_difference_and_accepted_by_name(tin
     pretrain(Config(out=str(run)), resume=True, quiet=True)  # and stays
     with pytest.raises(UserError, match=r"lambda: 0\.5 → 0\.02"):
         pretrain(tiny(steps=12), quiet=True)
+
+
+def test_a_config_that_was_edited_by_hand_is_refused_with_the_difference_and_accepted_by_name(tiny: Make) -> None:
+    """Kills: a resume that takes what config.toml says by now, and so is another run from here on, without a word."""
+    run = stopped_at(tiny(), 3)
+    file = run / "config.toml"
+    began = file.read_text()
+    edited = began.replace("lambda = 0.02", "lambda = 0.5").replace("steps = 8", "steps = 12\ncheckpoint_every = 1")
+    file.write_text(edited)
+    with pytest.raises(UserError, match=r"step-000000003 was made with \(lambda: 0.02 → 0.5; steps: 8 → 12\)\. Put"):
+        pretrain(Config(out=str(run)), resume=True, quiet=True)
+    assert file.read_text() == edited
+    file.write_text(re.sub("weight_decay = .*\n", "", began))
+    with pytest.raises(UserError, match=r"weight_decay: [\d.]+ → None"):
+        pretrain(Config(out=str(run)), resume=True, quiet=True)
+    file.write_text(edited)
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt  # before the first step, so that no later checkpoint is made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(barlow.run, "train", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(Config(out=str(run)), resume=True, allow=["lambda", "steps"], quiet=True)
+    assert "setting accepted: lambda: 0.02 → 0.5" in events(run)
+    assert saved(pretrain(Config(out=str(run)), resume=True, quiet=True)) == 12  # accepted once and for all
+
+
+def test_a_length_that_is_refused_is_not_written(tiny: Make) -> None:
+    """Kills: the number of steps of --allow epochs in config.toml, although another change beside it was refused."""
+    run = stopped_at(tiny(), 3)
+    began = (run / "config.toml").read_text()
+    with pytest.raises(UserError, match="the optimiser of the checkpoint is another one"):
+        pretrain(tiny(steps=None, epochs=4, optimizer="lars"), allow=["epochs", "optimizer"], quiet=True)
+    assert (run / "config.toml").read_text() == began
 
 
 def test_another_length_is_worked_out_anew(tiny: Make) -> None:

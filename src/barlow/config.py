@@ -161,14 +161,20 @@ def from_mapping(table: Mapping[str, Any], source: str) -> Config:
 def read_toml(path: Path) -> Config:
     """The Config in a TOML file (UserError when it cannot be read or has unknown keys)."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"The config file {path} cannot be read: {reason}.") from None
+    return from_text(text, str(path))
+
+
+def from_text(text: str, source: str) -> Config:
+    """The Config in TOML that stands in ``source`` (UserError when it is none or has unknown keys)."""
+    try:
+        return from_mapping(tomllib.loads(text), source)
     except tomllib.TOMLDecodeError as error:
         hint = ". Write a path with '/', or between single quotes" if "\\" in str(error) else ""
-        raise UserError(f"The config file {path} is not TOML: {error}{hint}.") from None
-    return from_mapping(table, str(path))
+        raise UserError(f"The config file {source} is not TOML: {error}{hint}.") from None
 
 
 def to_toml(config: Config) -> str:
@@ -192,12 +198,13 @@ def merge(below: Config, above: Config) -> Config:
     return below.replace(**fields)
 
 
-def differences(old: Config, new: Config, ignore: frozenset[str] = frozenset()) -> list[str]:
-    """One line for each field that is set in both and differs: ``lambda: 0.005 → 0.01``."""
+def differences(old: Config, new: Config, ignore: frozenset[str] = frozenset(), unset: bool = False) -> list[str]:
+    """One line for each field that is set in ``new`` and differs: ``lambda: 0.005 → 0.01``; ``unset``: also of those
+    that are not set."""
     lines = []
     for field in dataclasses.fields(old):
         a, b = getattr(old, field.name), getattr(new, field.name)
-        if b is not None and a != b and field.name not in ignore:
+        if (b is not None or unset) and a != b and field.name not in ignore:
             lines.append(f"{word(field.name)}: {a} → {b}")
     return lines
 

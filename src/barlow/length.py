@@ -18,8 +18,7 @@ from barlow.launch import patience
 from barlow.looks import LIDAR, looks
 from barlow.plan import Choice
 from barlow.prepare import Ready
-from barlow.readers import batches
-from barlow.session import readers
+from barlow.readers import batches, how_many
 from barlow.train import one_step
 
 TRIAL_SECONDS = 6.0  # of timed steps at most; less where the whole run is short
@@ -76,7 +75,7 @@ def trial(parts: Ready, seconds: float) -> Pace:
             torch.cuda.synchronize()
         return (time.monotonic() - begun) / count
 
-    workers, _ = readers(source, parts.config.workers or 0)
+    workers, _ = how_many(source, parts.config.workers or 0)
     with (
         out_of_memory_in_words(parts),
         closing(batches(source, 0, TRIAL_STEPS + 4, workers, patience=patience(parts.config))) as coming,

@@ -18,11 +18,13 @@ from queue import Empty, Queue
 from threading import Event, Thread
 from typing import Any, TypeVar, final
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from barlow.batches import Batch, Stream
 from barlow.errors import DataError, Stopped, UserError
+from barlow.resources import fit_shared_memory
 from barlow.signals import ignore_stop_signals
 
 AHEAD = 4  # batches that a worker makes before they are asked for
@@ -54,6 +56,17 @@ def batches(
         for batch in coming:
             yield batch, time.perf_counter() - begun
             begun = time.perf_counter()
+
+
+def how_many(source: Stream, workers: int) -> tuple[int, str | None]:
+    """How many of ``workers`` can read, and the sentence to tell where it is fewer: they would run the program of the
+    user again, or shared memory is small."""
+    if workers and runs_again():
+        return 0, ('no workers, for they would run this script again: put the call under if __name__ == "__main__": '
+                   "and they read ahead")  # fmt: skip
+    pixels = len(source.mine) * source.size**2 * source.images.channels
+    batch = len(source.views) * pixels * np.dtype(source.images.dtype).itemsize
+    return fit_shared_memory(workers, batch, AHEAD + 2)  # two wait in this process
 
 
 def ahead(items: Iterator[Item]) -> Generator[Item]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from barlow.config import WORDS, Config, differences, read_toml
+from barlow.config import WORDS, Config, differences, from_text, read_toml
 from barlow.errors import UserError
 from barlow.images import Images
 from barlow.index import place
@@ -39,18 +39,45 @@ def continued(stored: Config, given: Config, out: Path, allow: Collection[str] =
 
     Raises UserError with the difference when another one differs.
     """
-    accepted = {WORDS[one.replace("-", "_")] for one in allow if one.replace("-", "_") in WORDS}
+    accepted = _settings(allow)
     changed = differences(stored, given, ignore=FREE | accepted)
     if changed:
-        flags = " ".join(f"--allow {line.split(':')[0]}" for line in changed)
         raise UserError(
             f"{out} holds a run with other settings ({'; '.join(changed)}). Repeat its own settings to continue it, "
-            f"give another --out, or accept the change: {flags}."
+            f"give another --out, or accept the change: {_flags(changed)}."
         )
     if any(getattr(given, name) not in (None, getattr(stored, name)) for name in accepted.intersection(LENGTHS)):
         stored = stored.replace(epochs=None, steps=None, minutes=None)  # the three are one choice
     taken = {name: getattr(given, name) for name in (FREE - {"out"}) | accepted if getattr(given, name) is not None}
     return stored.replace(**taken)
+
+
+def check_settings(saved: str | None, config: Config, where: Path, allow: Collection[str]) -> list[str]:
+    """Whether the settings are those that the checkpoint ``where`` was made with, which ``saved`` holds as TOML: what
+    was edited in config.toml by hand since then would change the run without a word. (None: it is older than this.)
+
+    Returns the differences that ``allow`` names. Raises UserError with the others.
+    """
+    if saved is None:
+        return []
+    was = from_text(saved, str(where))
+    changed = differences(was, config, ignore=FREE | _settings(allow), unset=True)
+    if changed:
+        raise UserError(
+            f"config.toml has other settings than {where} was made with ({'; '.join(changed)}). Put them back as they "
+            f"were, or accept the change: {_flags(changed)}."
+        )
+    return differences(was, config, ignore=FREE, unset=True)
+
+
+def _settings(allow: Collection[str]) -> frozenset[str]:
+    """The fields that words of --allow name; one of the lengths names all three, for they are one choice."""
+    named = {WORDS[one.replace("-", "_")] for one in allow if one.replace("-", "_") in WORDS}
+    return frozenset(named.union(LENGTHS) if named.intersection(LENGTHS) else named)
+
+
+def _flags(changed: Collection[str]) -> str:
+    return " ".join(f"--allow {line.split(':')[0]}" for line in changed)
 
 
 def on_as_many(config: Config, out: Path) -> Config:

@@ -35,7 +35,7 @@ from barlow.quarantine import Quarantine
 from barlow.replay import read_bundle
 from barlow.replay import replay as repeat
 from barlow.resources import check_disk, peak_memory, readable
-from barlow.resume import FREE, check_allowed, check_index, continued, on_as_many
+from barlow.resume import FREE, check_allowed, check_index, check_settings, continued, on_as_many
 from barlow.roll_call import roll_call
 from barlow.runlog import Run, check_place, check_text, open_run
 from barlow.saver import Saver
@@ -167,14 +167,12 @@ def reopen(run: Run, config: Config, images: Any, allow: Collection[str]) -> Non
     """Before a run is continued: its settings and its images are as they were, or the difference is accepted."""
     stored = read_toml(run.folder / "config.toml")
     now = continued(stored, config, run.folder, allow)
-    changed = differences(stored, now, ignore=FREE)
     opened = open_run_images(now, images, run.folder)
-    sources = (opened, *([opened.second] if opened.second else []))
-    notes = [note for source in sources for note in check_index(source, str(now.images), allow)]
-    for note in [*(f"setting accepted: {line}" for line in changed), *notes]:
-        say(f"note: {note}")
-        run.log("event", 0, message=note)
-    if changed:
+    for source in (opened, *([opened.second] if opened.second else [])):
+        for note in check_index(source, str(now.images), allow):
+            say(f"note: {note}")
+            run.log("event", 0, message=note)
+    if differences(stored, now, ignore=FREE):
         consistent(now, len(opened), opened.second.channels if opened.second else 0)
 
 
@@ -237,7 +235,7 @@ def fix_length(begun: Begun, fabric: Fabric, mine: Own, started: float, quiet: b
             say_choice("health_every", planned.every, f"{planned.count} looks at the held-out images in all")
         if config.checkpoint_every is None:
             say_choice("checkpoint_every", "10 minutes", "a run that is killed loses no more; and at the end")
-    if begun.run:
+    if begun.run and read_toml(begun.run.folder / "config.toml").steps is None:  # else --allow gives another length
         begun.run.write_config(to_toml(config))
     ranks.barrier()
     return Begun(config, begun.images, begun.run, True)
@@ -247,7 +245,7 @@ def open_session(parts: Ready, begun: Begun, started: float, allow: Collection[s
     """The session at its newest sound checkpoint, or at step 0; writes the pictures of the held-out images once."""
     run, config = begun.run, parts.config
     assert config.steps and config.out
-    newest = None
+    newest, changed = None, list[str]()
     with together():
         if run:
             others = run.write_environment(environment([str(parts.fabric.device)]))
@@ -263,15 +261,21 @@ def open_session(parts: Ready, begun: Begun, started: float, allow: Collection[s
     if name:
         where = Path(config.out) / "checkpoints" / name
         with together():
-            session.restore(load(where, parts.fabric.device), where, allow)
+            saved = load(where, parts.fabric.device)
+            changed = check_settings(saved.state.get("settings"), config, where, allow)
+            session.restore(saved, where, allow)
             if session.step > session.steps:
                 raise UserError(f"{config.out} is at step {session.step:,} already: give --steps above that.")
-    if run and differences(read_toml(run.folder / "config.toml"), config, ignore=FREE):
-        run.write_config(to_toml(config))  # what --allow accepts: only now, as it has turned out to work
     session.begin()
     if run:
         run.rewind(session.step)
         session.recall()
+        changed += differences(read_toml(run.folder / "config.toml"), config, ignore=FREE)
+        for line in dict.fromkeys(changed):
+            session.note(f"setting accepted: {line}")
+        if changed:  # what --allow accepts is written only now, as it has turned out to work
+            run.write_config(to_toml(config))
+            session.save()
         if not name:
             run.snapshot("held_out", **parts.held_out.pictures())
         stack.enter_context(copies(run, config))

@@ -11,13 +11,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, final
 
-import numpy as np
 from torch import Tensor
 
 from barlow import ranks
 from barlow.agreement import together
-from barlow.batches import Batch, Stream
+from barlow.batches import Batch
 from barlow.checkpoint import Checkpoint
+from barlow.config import to_toml
 from barlow.console import say
 from barlow.cores import CoreWait
 from barlow.errors import NumbersError
@@ -27,8 +27,7 @@ from barlow.looks import looks
 from barlow.optimizer_state import flatten_optimizer, parameter_names, unflatten_optimizer
 from barlow.prepare import Ready
 from barlow.quarantine import Quarantine
-from barlow.readers import AHEAD, runs_again
-from barlow.resources import fit_shared_memory
+from barlow.readers import how_many
 from barlow.resume import fitting
 from barlow.runlog import Run, read_metrics
 from barlow.saver import Saver
@@ -49,17 +48,6 @@ RECENT = 50  # steps that the rate shown is the mean of
 def usual_cause(lr: float | None) -> str:
     """What to try after numbers that are not finite."""
     return f"The usual cause is a learning rate that is too large: try --lr {(lr or 0.0) / 3:.2g} in a new --out."
-
-
-def readers(source: Stream, workers: int) -> tuple[int, str | None]:
-    """How many of ``workers`` can read, and the sentence to tell where it is fewer: they would run the program of the
-    user again, or shared memory is small."""
-    if workers and runs_again():
-        return 0, ('no workers, for they would run this script again: put the call under if __name__ == "__main__": '
-                   "and they read ahead")  # fmt: skip
-    pixels = len(source.mine) * source.size**2 * source.images.channels
-    batch = len(source.views) * pixels * np.dtype(source.images.dtype).itemsize
-    return fit_shared_memory(workers, batch, AHEAD + 2)  # two wait in this process
 
 
 @final
@@ -130,10 +118,9 @@ class Session:
 
     def readers(self) -> int:
         """How many workers read images: as many as the settings say, or fewer where shared memory is small."""
-        fit, advice = readers(self.parts.source, self.parts.config.workers or 0)
+        fit, advice = how_many(self.parts.source, self.parts.config.workers or 0)
         if advice and ranks.rank() == 0:
-            say(f"note: {advice}")
-            self.log("event", message=advice)
+            self.note(advice)
         return fit
 
     def news(self, batch: Batch | None) -> list[Bad]:
@@ -246,8 +233,9 @@ class Session:
         if self.measure > self.best[1]:
             self.best = (self.step, self.measure)
         scaler = self.parts.scaler
-        state = {"optimizer": numbers, "measure": self.measure, "best": self.best, "skipped": self.skipped,
-                 "in_a_row": self.in_a_row, "scaler": scaler.state_dict() if scaler else None}  # fmt: skip
+        state = {"settings": to_toml(self.parts.config), "optimizer": numbers, "measure": self.measure,
+                 "best": self.best, "skipped": self.skipped, "in_a_row": self.in_a_row,
+                 "scaler": scaler.state_dict() if scaler else None}  # fmt: skip
         self._refused = True
         try:
             self.run.sync()
@@ -276,6 +264,11 @@ class Session:
         """Says and writes down what costs a warning, not the run: a disk that refuses, cores that are short."""
         say(f"warning: {what}")
         self.log("event", message=str(what))
+
+    def note(self, what: str) -> None:
+        """Says and writes down what is worth knowing."""
+        say(f"note: {what}")
+        self.log("event", message=what)
 
     def restore(self, saved: Checkpoint, where: Path, allow: Collection[str] = ()) -> None:
         """Takes network, optimiser and step from a checkpoint, on every process. UserError when they do not fit."""
