@@ -29,6 +29,7 @@ import barlow.finish
 import barlow.launch
 import barlow.length
 import barlow.readers
+import barlow.replay
 import barlow.run
 import barlow.session
 import barlow.train
@@ -42,6 +43,7 @@ from barlow.run import replay
 from barlow.runlog import Run
 from barlow.session import Session
 from barlow.signals import Deadline
+from barlow.train import one_step
 from barlow.watch import Watch
 
 Make = Callable[..., Config]
@@ -365,6 +367,23 @@ def test_a_step_that_is_not_finite_can_be_replayed(
     replay(run)  # without the poison
     assert "is finite this time" in capsys.readouterr().err
     pretrain(tiny(), quiet=True)  # the run itself goes on from its last sound checkpoint
+
+
+def test_a_replay_names_the_layer_that_broke(tiny: Make, monkeypatch: Patch) -> None:
+    """Kills: the name of what stands behind the broken layer, as timm's norms compute by themselves and hand on."""
+
+    def overflowing(parts: Any, batch: Batch, steps: int) -> Any:
+        if batch.step == 5:
+            weight = dict(parts.network.named_parameters())["encoders.0.stages.1.blocks.0.norm2.weight"]
+            torch.nn.init.constant_(weight, float("inf"))
+        return one_step(parts, batch, steps)
+
+    monkeypatch.setattr(barlow.train, "one_step", overflowing)
+    monkeypatch.setattr(barlow.replay, "one_step", overflowing)
+    with pytest.raises(NumbersError):
+        pretrain(tiny(checkpoint_every=2), quiet=True)
+    with pytest.raises(NumbersError, match=r"first layer that is not finite is encoders.0.stages.1.blocks.0.norm2 \("):
+        replay(Path(tiny().out or ""))
 
 
 def test_nothing_to_replay(tiny: Make) -> None:

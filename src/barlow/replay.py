@@ -64,14 +64,13 @@ def first_broken(parts: Ready, batch: Batch) -> str:
     found: list[str] = []
 
     def look(name: str) -> Any:
-        def hook(module: nn.Module, _: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and not found and not output.isfinite().all():
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:  # the innermost module is asked first
+            if not found and not _finite(output) and all(map(_finite, inputs)):
                 found.append(f"{name} ({type(module).__name__})")
 
         return hook
 
-    leaves = [(name, module) for name, module in parts.network.named_modules() if not list(module.children())]
-    hooks = [module.register_forward_hook(look(name)) for name, module in leaves]
+    hooks = [module.register_forward_hook(look(name)) for name, module in parts.network.named_modules() if name]
     with torch.no_grad(), parts.fabric.autocast():
         parts.network(*views)
     for handle in hooks:
@@ -84,3 +83,7 @@ def first_broken(parts: Ready, batch: Batch) -> str:
     if gradients:
         return f"Everything is finite on the way forward; gradients that are not: {', '.join(gradients[:5])}."
     return "Everything is finite on the way forward."
+
+
+def _finite(value: Any) -> bool:
+    return not isinstance(value, Tensor) or bool(value.isfinite().all())
