@@ -21,7 +21,7 @@ from barlow.crops import Draws, Floats
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601: the gray of Pillow and torchvision
 YIQ = np.array([LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)])
 BLOCK = 32  # rows of a blur made by one matrix product: of 16 to 224, the fastest at 224 pixels and as fast below
-CHUNK = 1 << 18  # values worked on at once: what stays in a core's cache; a GPU takes 64 times as many
+CHUNK = 1 << 18  # values that each thread works on at once: what stays in a core's cache; a GPU takes 64 times as many
 
 
 def finish(crops: torch.Tensor, draws: Draws, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
@@ -45,7 +45,7 @@ def _finish(crops: torch.Tensor, draws: Draws, mean: Sequence[float], std: Seque
     base = _to(-m / d, device)
     luma, black, white = _to(np.array(LUMA), device), base[:, None], _to((1 - m) / d, device)[:, None]
     made = torch.empty((n, c, s, s), device=device, memory_format=torch.channels_last)
-    step = max(1, CHUNK * (1 if device.type == "cpu" else 64) // (c * s * s))
+    step = max(1, CHUNK * (torch.get_num_threads() if device.type == "cpu" else 64) // (c * s * s))
     for part in (slice(a, min(a + step, n)) for a in range(0, n, step)):
         x = crops[part].permute(0, 3, 1, 2).contiguous().float().view(-1, c, s * s)
         mean_of = x.sum(dim=2) / (s * s)  # a sum of bytes is exact in any order, up to 256 pixels
