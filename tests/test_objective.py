@@ -129,6 +129,19 @@ def test_gradcheck(way, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WAYS)
+def test_a_lambda_next_to_nothing_is_none(way, name: str) -> None:
+    """Kills: a gradient divided by λ and multiplied by it again, which is NaN where 1/λ overflows."""
+    way(name)
+    for n, d in ((2, 5), (12, 40), (40, 12)):
+        z = some_views(n, d, dtype=torch.float32)
+        value, gradients = ours(z, 0.0)
+        for lambda_ in (1e-45, 1e-39, 1e-31, 1e-29):
+            found, found_gradients = ours(z, lambda_)
+            assert found == pytest.approx(value, rel=1e-6)
+            assert difference(found_gradients, [g.double() for g in gradients]) < 1e-5
+
+
+@pytest.mark.parametrize("name", WAYS)
 @pytest.mark.parametrize("scale", [1e4, 1e-4])
 def test_large_and_small_inputs(way, name: str, scale: float) -> None:
     """At 1e-4 eps is a thousand times the variance. Kills: κ taken away and only its main part put back."""

@@ -25,6 +25,7 @@ from barlow import forms, ranks, small
 from barlow.errors import NumbersError, UserError
 from barlow.standardise import EPS
 
+NOTHING = 1e-30  # a smaller λ adds what float32 does not hold, and dividing by it would overflow
 DEAD = (2 * EPS) ** -0.5  # 1/sqrt(variance + eps) above this: a variance below eps
 
 
@@ -82,7 +83,7 @@ def barlow_twins_loss(*z: Tensor, lambda_: float | None = None) -> Terms:
     """The loss of two or more embeddings of the same images, with its terms.
 
     ``z``: (n, D) each, floating point, row i of all of them from image i. ``lambda_``: None stands for
-    ``default_lambda(D)``.
+    ``default_lambda(D)``; below 1e-30 it counts as 0.
 
     In a process group the batch is the joined batch of all processes (n may differ, all must call), and the gradient is
     multiplied by the number of processes: the mean over processes which DistributedDataParallel takes then is exactly
@@ -93,6 +94,7 @@ def barlow_twins_loss(*z: Tensor, lambda_: float | None = None) -> Terms:
     _check_lambda(lambda_)
     counts = _agreed_counts(z, lambda_)
     weight = default_lambda(z[0].shape[1]) if lambda_ is None else float(lambda_)
+    weight = weight if weight >= NOTHING else 0.0
     loss, others = _Loss.apply(weight, counts, *z)
     return Terms(loss, *others)
 
