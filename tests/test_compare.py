@@ -12,7 +12,8 @@ import pytest
 
 from barlow import Config, pretrain
 from barlow.cli import app
-from barlow.compare import common, compare, finds, of_range, seen, table
+from barlow.compare import common, compare, finds, holds_out_the_same, of_range, seen, table
+from barlow.config import to_toml
 from barlow.encoder import load_encoder
 from barlow.errors import UserError
 from barlow.health import lidar
@@ -104,6 +105,16 @@ def test_a_run_that_may_know_the_images_is_told(
     assert capsys.readouterr().err == ""
     compare([pair[0], pair[1], other])
     assert f"note: {other} held out other images than {pair[0]} and may have trained" in capsys.readouterr().err
+
+
+def test_which_settings_hold_out_the_same_images(tmp_path: Path) -> None:
+    first = Config("photos", seed=1, held_out=512)
+    for other, same in (
+        (first.replace(out="elsewhere", steps=9), True), (first.replace(images="others"), False),
+        (first.replace(seed=2), False), (first.replace(held_out=100), False),
+    ):  # fmt: skip
+        (tmp_path / "config.toml").write_text(to_toml(other))
+        assert holds_out_the_same(tmp_path, first) == same
 
 
 def test_a_copy_of_a_run_is_a_coin(pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -44,6 +44,12 @@ def test_labels_from_csv(tmp_path: Path) -> None:
         match=r"1 images have no label, for example a/02.png and 1 rows belong to no image, for example b/77",
     ):
         labels_from_csv(table, images)
+    table.write_text("a/00.png,x\na/01.png,y\n")
+    with pytest.raises(UserError, match=r"1 images have no label, for example a/02.png; bring"):
+        labels_from_csv(table, images)
+    table.write_text("a/00.png,x\na/01.png,y\na/02.png,y\nb/77.png,x\n")
+    with pytest.raises(UserError, match=r": 1 rows belong to no image, for example b/77.png; bring"):
+        labels_from_csv(table, images)
     table.write_text("a/00.png,x\na/00.png,y\n")
     with pytest.raises(UserError, match="two labels, x and y"):
         labels_from_csv(table, images)
