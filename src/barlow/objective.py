@@ -25,7 +25,7 @@ from barlow import forms, ranks, small
 from barlow.errors import NumbersError, UserError
 from barlow.standardise import EPS
 
-NOTHING = 1e-30  # a smaller λ adds what float32 does not hold, and dividing by it would overflow
+NOTHING, MOST = 1e-30, 1e30  # a smaller λ adds what float32 does not hold; beyond either end its products overflow
 DEAD = (2 * EPS) ** -0.5  # 1/sqrt(variance + eps) above this: a variance below eps
 
 
@@ -91,7 +91,6 @@ def barlow_twins_loss(*z: Tensor, lambda_: float | None = None) -> Terms:
 
     Raises UserError (a ValueError) for bad shapes, dtypes or λ, and NumbersError naming the view that is not finite.
     """
-    _check_lambda(lambda_)
     counts = _agreed_counts(z, lambda_)
     weight = default_lambda(z[0].shape[1]) if lambda_ is None else float(lambda_)
     weight = weight if weight >= NOTHING else 0.0
@@ -172,7 +171,8 @@ class _Loss(torch.autograd.Function):
         views, total, gain = len(ctx.needs_input_grad) - 2, sum(ctx.counts), gradient
         if len(ctx.counts) > 1:
             gain = gradient * len(ctx.counts)
-        held, (scale, c, own, *products) = ctx.saved_tensors[:views], ctx.saved_tensors[views:]
+        tensors = ctx.saved_tensors  # once: torch.utils.checkpoint gives them a single time
+        held, (scale, c, own, *products) = tensors[:views], tensors[views:]
         saved = forms.Forward(scale, c, own, products)
         with _no_autocast(gain):
             kept = ctx.kept.pop("kept", None)  # the gradients are written over it, and a second pass must make it again
@@ -212,7 +212,7 @@ def _cross_correlation(
 
 def _agreed_counts(z: Sequence[Tensor], lambda_: float | None) -> list[int]:
     """Rows held by each process. A mistake on one process raises on all of them, so that none is left waiting."""
-    complaint = _complaint(z)
+    complaint = _wrong_lambda(lambda_) or _complaint(z)
     rows = 0 if complaint else len(z[0])
     table = [[complaint is None, rows, 0]]
     if ranks.world_size() > 1:
@@ -250,8 +250,16 @@ def _complaint(z: Sequence[Any]) -> str | None:
 
 
 def _check_lambda(lambda_: float | None) -> None:
-    if lambda_ is not None and not (hasattr(lambda_, "__float__") and 0.0 <= lambda_ < math.inf):
-        raise UserError(f"lambda must be a finite number of at least 0, given {lambda_}")
+    if complaint := _wrong_lambda(lambda_):
+        raise UserError(complaint)
+
+
+def _wrong_lambda(lambda_: Any) -> str | None:
+    try:
+        fine = lambda_ is None or 0.0 <= float(lambda_) <= MOST
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # no number, or several
+        fine = False
+    return None if fine else f"lambda must be a number from 0 to {MOST:g}, given {lambda_}"
 
 
 def _name(v: int, views: int) -> str:

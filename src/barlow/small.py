@@ -15,6 +15,7 @@ from barlow.forms import PANEL, Forward
 from barlow.standardise import CACHE, EPS, moments, wide
 
 SMALL = CACHE  # numbers in one view: beyond, passes over memory cost more than calls
+LEAST = 1e-6  # λ: the gradients are made in units of it, which for a smaller one, or large embeddings, underflow
 FEW = 2 * PANEL  # rows in the Gram form: beyond, the half of a symmetric product that ``forms`` leaves out costs more
 
 
@@ -22,7 +23,7 @@ def fits(z: Sequence[Tensor], form: str, world: int, lambda_: float) -> bool:
     """Whether this room is meant for these views. (For two images ∂L/∂z has a formula of its own.)"""
     rows, numbers = len(z[0]), z[0].numel()
     small = numbers <= SMALL and rows > 2 and (form == "correlation" or rows <= FEW)
-    return small and len(z) == 2 and world == 1 and lambda_ > 0.0
+    return small and len(z) == 2 and world == 1 and lambda_ >= LEAST
 
 
 def way(form: str) -> Callable[[Sequence[Tensor], torch.dtype, float], tuple[list[Tensor], Forward, Tensor]]:
