@@ -365,6 +365,11 @@ def test_a_step_that_is_not_finite_can_be_replayed(
     assert len(bundle["images"]) == 32
     assert f"View 2 of {bundle['images'][5][0]} " in str(told.value)
     replay(run)  # without the poison
+    told_again = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(told_again.replace("lambda = 0.02", "lambda = 0.5"))
+    with pytest.raises(UserError, match=r"was made with \(lambda: 0\.02 → 0\.5\)"):
+        replay(run)
+    (run / "config.toml").write_text(told_again)
     assert "is finite this time" in capsys.readouterr().err
     pretrain(tiny(), quiet=True)  # the run itself goes on from its last sound checkpoint
 
@@ -662,8 +667,17 @@ def test_a_config_that_was_edited_by_hand_is_refused_with_the_difference_and_acc
     with pytest.raises(UserError, match=r"step-000000003 was made with \(lambda: 0.02 → 0.5; steps: 8 → 12\)\. Put"):
         pretrain(Config(out=str(run)), resume=True, quiet=True)
     assert file.read_text() == edited
-    file.write_text(re.sub("weight_decay = .*\n", "", began))
-    with pytest.raises(UserError, match=r"weight_decay: [\d.]+ → None"):
+    for lacking in ("weight_decay", "lr", "seed", "projector"):
+        file.write_text(re.sub(f"{lacking} = .*\n", "", began))
+        with pytest.raises(UserError, match=f"config.toml of this run lacks {lacking}: put back"):
+            pretrain(Config(out=str(run)), resume=True, allow=["lr"], quiet=True)
+    for wrong, words in (("mean = [0.1, 0.2]", "mean has 2 values for 1 channels"), ("batch_size = 90", "larger than")):
+        name = wrong.split()[0]
+        file.write_text(re.sub(f"{name} = .*\n", f"{wrong}\n", began))
+        with pytest.raises(UserError, match=words):
+            pretrain(Config(out=str(run)), resume=True, allow=[name], quiet=True)
+    file.write_text(began.replace("seed = 1", "seed = 2"))
+    with pytest.raises(UserError, match=r"seed: 1 → 2.*as they were: seed, held_out and optimizer stay"):
         pretrain(Config(out=str(run)), resume=True, quiet=True)
     file.write_text(edited)
 
@@ -678,12 +692,57 @@ def test_a_config_that_was_edited_by_hand_is_refused_with_the_difference_and_acc
     assert saved(pretrain(Config(out=str(run)), resume=True, quiet=True)) == 12  # accepted once and for all
 
 
+@pytest.mark.parametrize("changes", [{"lr": 0.05}, {"weight_decay": 5.0}, {"lambda_": 0.5}, {"warmup": 0.9}])
+def test_what_is_accepted_reaches_the_training(tiny: Make, changes: dict[str, Any]) -> None:
+    """Kills: a rate, or decay, from the checkpoint in place of the one that was accepted, written down and logged."""
+    plain = weights(pretrain(tiny(out=str(stopped_at(tiny(), 3))), quiet=True))
+    run = stopped_at(tiny(out=(tiny().out or "") + "2"), 3)
+    pretrain(tiny(out=str(run), **changes), allow=[name.rstrip("_") for name in changes], quiet=True)
+    assert not same(plain, weights(run))
+
+
+def test_what_says_which_images_are_never_trained_on_stays(tiny: Make) -> None:
+    """Kills: another seed half way, whose held-out images have been trained on, under pictures of the first ones."""
+    run = stopped_at(tiny(), 3)
+    for changes in ({"seed": 2}, {"held_out": 20}, {"optimizer": "lars"}):
+        (name,) = changes
+        with pytest.raises(UserError, match=rf"{name}: .*give another --out: seed, held_out and optimizer stay"):
+            pretrain(tiny(**changes), quiet=True)
+        with pytest.raises(UserError, match=f"--allow {name} cannot be: seed, held_out and optimizer stay"):
+            pretrain(tiny(**changes), allow=[name], quiet=True)
+    with pytest.raises(UserError, match="allow takes several names"):
+        pretrain(tiny(), allow=[1], quiet=True)  # type: ignore[list-item]
+    assert saved(run) == 3
+
+
+def test_the_pictures_of_the_held_out_images_are_those_of_accepted_settings(tiny: Make) -> None:
+    run = stopped_at(tiny(), 3)
+    file = run / "snapshots" / "held_out.npz"
+    before = np.load(file)
+    pretrain(tiny(image_size=40), allow=["image_size"], quiet=True)
+    after = np.load(file)
+    assert before["keys"].tolist() == after["keys"].tolist()
+    assert any(before[name].shape != after[name].shape for name in before.files)
+
+
+def test_a_complete_run_says_so(tiny: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    pretrain(tiny(), quiet=True)
+    pretrain(tiny())
+    assert "note: all 8 steps are done already; for a longer run: --steps N --allow steps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+def test_whatever_the_program_around_a_run_is_doing(tiny: Make, around: Any) -> None:
+    with around():
+        assert saved(pretrain(tiny(), quiet=True)) == 8
+
+
 def test_a_length_that_is_refused_is_not_written(tiny: Make) -> None:
     """Kills: the number of steps of --allow epochs in config.toml, although another change beside it was refused."""
     run = stopped_at(tiny(), 3)
     began = (run / "config.toml").read_text()
-    with pytest.raises(UserError, match="the optimiser of the checkpoint is another one"):
-        pretrain(tiny(steps=None, epochs=4, optimizer="lars"), allow=["epochs", "optimizer"], quiet=True)
+    with pytest.raises(UserError, match="The network is not that of"):
+        pretrain(tiny(steps=None, epochs=4, projector=(48, 32)), allow=["epochs", "projector"], quiet=True)
     assert (run / "config.toml").read_text() == began
 
 
@@ -706,13 +765,13 @@ def test_another_network_is_refused_and_accepted_by_name(tiny: Make) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"optimizer": "lars"}, "the optimiser of the checkpoint is another one"),
+    [({"projector": (48, 32)}, "The network is not that of"),
      ({"batch_size": 90}, "batch_size = 90 is larger than the 80 images to train on"),
-     ({"steps": 2}, "is at step 3 already: give --steps above that")],
+     ({"steps": 2}, "is at step 3 already, past the 2 that are asked for: give a greater length")],
 )  # fmt: skip
 def test_what_is_accepted_must_work_and_else_changes_nothing(tiny: Make, changes: dict[str, Any], words: str) -> None:
-    """Kills: a KeyError at the first step, a batch larger than the data, a run that is "done" before its end; and a
-    folder whose own command is refused after that."""
+    """Kills: a batch larger than the data, a run that is "done" before its end; and a folder whose own command is
+    refused after that."""
     run = stopped_at(tiny(), 3)
     with pytest.raises(UserError, match=words):
         pretrain(tiny(**changes), allow=list(changes), quiet=True)

@@ -87,8 +87,5 @@ def renumber(
         slots.setdefault(number_of[name], {})[slot] = tensor
     for name, values in saved["numbers"].items():
         slots.setdefault(number_of[name], {}).update(values)
-    groups = []
-    for group, old in zip(state["param_groups"], saved["groups"], strict=True):
-        options = {key: tuple(v) if isinstance(v, list) else v for key, v in old.items() if key != "params"}
-        groups.append({**options, "params": group["params"]})
-    return {"state": dict(sorted(slots.items())), "param_groups": groups}
+    # Rates and decay are those of the settings, which a resume may have been given anew; all else is equal.
+    return {"state": dict(sorted(slots.items())), "param_groups": list(state["param_groups"])}

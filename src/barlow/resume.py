@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from barlow.config import WORDS, Config, differences, from_text, read_toml
+from barlow.config import WORDS, Config, differences, from_text, read_toml, word
+from barlow.console import say
 from barlow.errors import UserError
-from barlow.images import Images
+from barlow.images import Images, open_images
 from barlow.index import place
 from barlow.machine import machine
+from barlow.plan import consistent
+from barlow.runlog import Run
 from barlow.sources import size_and_time
 
 # Fields that may differ when a run is continued: they change where and how fast, not what is computed.
 FREE = frozenset({"out", "workers", "devices", "checkpoint_every", "keep_every", "stop_on_collapse", "time_limit",
                   "timeout", "max_bad", "logger"})  # fmt: skip
+# Which images are never trained on follows from two of them; the state of the third is of no use to another.
+FIXED = ("seed", "held_out", "optimizer")
+NEEDED = ("projector", "twins", "lambda_", "batch_size", "optimizer", "lr", "weight_decay", "warmup", "precision",
+          "seed", "held_out")  # fmt: skip
 LENGTHS = ("epochs", "steps", "minutes")
 NAMED = 5  # differences in one sentence
 
 
 def check_allowed(allow: Collection[str]) -> None:
     """UserError for a word of --allow that is no setting, nor index nor network, and for a text in place of words."""
-    if isinstance(allow, str) or not isinstance(allow, Collection):
+    if isinstance(allow, str) or not isinstance(allow, Collection) or not all(isinstance(one, str) for one in allow):
         raise UserError(f"allow takes several names: allow=({allow if isinstance(allow, str) else 'lr'!r},)")
+    if fixed := [one for one in allow if one.replace("-", "_") in FIXED]:
+        raise UserError(f"--allow {fixed[0]} cannot be: {in_one(FIXED)} stay for the whole run; give another --out.")
     known = [*WORDS, "index", "network"]
     for one in allow:
         if one.replace("-", "_") not in known:
@@ -44,7 +54,7 @@ def continued(stored: Config, given: Config, out: Path, allow: Collection[str] =
     if changed:
         raise UserError(
             f"{out} holds a run with other settings ({'; '.join(changed)}). Repeat its own settings to continue it, "
-            f"give another --out, or accept the change: {_flags(changed)}."
+            f"{_ways(changed, 'give another --out')}."
         )
     if any(getattr(given, name) not in (None, getattr(stored, name)) for name in accepted.intersection(LENGTHS)):
         stored = stored.replace(epochs=None, steps=None, minutes=None)  # the three are one choice
@@ -64,8 +74,8 @@ def check_settings(saved: str | None, config: Config, where: Path, allow: Collec
     changed = differences(was, config, ignore=FREE | _settings(allow), unset=True)
     if changed:
         raise UserError(
-            f"config.toml has other settings than {where} was made with ({'; '.join(changed)}). Put them back as they "
-            f"were, or accept the change: {_flags(changed)}."
+            f"config.toml has other settings than {where} was made with ({'; '.join(changed)}). "
+            f"{_ways(changed, 'Put them back as they were')}."
         )
     return differences(was, config, ignore=FREE, unset=True)
 
@@ -76,8 +86,45 @@ def _settings(allow: Collection[str]) -> frozenset[str]:
     return frozenset(named.union(LENGTHS) if named.intersection(LENGTHS) else named)
 
 
-def _flags(changed: Collection[str]) -> str:
-    return " ".join(f"--allow {line.split(':')[0]}" for line in changed)
+def _ways(changed: Collection[str], first: str) -> str:
+    """What to do about settings that differ: ``first``, or to accept them, where all can be."""
+    names = [line.split(":")[0] for line in changed]
+    if any(name in FIXED for name in names):
+        return f"{first}: {in_one(FIXED)} stay for the whole run"
+    return f"{first}, or accept the change: {' '.join(f'--allow {name}' for name in names)}"
+
+
+def in_one(names: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def reopen(run: Run, config: Config, images: Any, allow: Collection[str]) -> None:
+    """Before a run is continued: its settings and its images are as they were, or the difference is accepted."""
+    stored = read_toml(run.folder / "config.toml")
+    now = continued(stored, config, run.folder, allow)
+    check_whole(stored)
+    opened = open_run_images(now, images, run.folder)
+    for source in (opened, *([opened.second] if opened.second else [])):
+        for note in check_index(source, str(now.images), allow):
+            say(f"note: {note}")
+            run.log("event", 0, message=note)
+    consistent(now, len(opened), opened.second.channels if opened.second else 0)
+
+
+def open_run_images(config: Config, images: Any, out: Path) -> Images:
+    """The images of a run that is in ``out``: those of its index, whatever lies in the folder by now."""
+    index = out / "index.parquet"
+    source: Any = images if images is not None else config.images
+    use = index if index.exists() else None
+    return open_images(source, channels=config.channels, channels_b=config.channels_b, index=use)
+
+
+def check_whole(stored: Config) -> None:
+    """UserError where config.toml lacks what every run has: then a line of it was taken out."""
+    lacking = [name for name in NEEDED if getattr(stored, name) is None]
+    if lacking:
+        raise UserError(f"config.toml of this run lacks {', '.join(map(word, lacking))}: put back what was taken out.")
 
 
 def on_as_many(config: Config, out: Path) -> Config:

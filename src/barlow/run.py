@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning_fabric import Fabric
 from torch import nn
 
@@ -22,20 +23,20 @@ from barlow.endings import out_of_memory_in_words, signals_outside_training
 from barlow.environment import environment
 from barlow.errors import UserError
 from barlow.finish import finish
-from barlow.images import Images, open_images, write_index
+from barlow.images import Images, write_index
 from barlow.launch import for_a_later_call, launch
 from barlow.length import TRIAL_SECONDS, Pace, steps_of_epochs, steps_of_minutes, trial
 from barlow.loggers import check_installed, copies
 from barlow.looks import looks
 from barlow.own import Own, own
-from barlow.plan import RULES, Choice, Findings, consistent
+from barlow.plan import RULES, Choice, Findings
 from barlow.prepare import Ready, ready
 from barlow.progress import duration
 from barlow.quarantine import Quarantine
 from barlow.replay import read_bundle
 from barlow.replay import replay as repeat
 from barlow.resources import check_disk, peak_memory, readable
-from barlow.resume import FREE, check_allowed, check_index, check_settings, continued, on_as_many
+from barlow.resume import FREE, check_allowed, check_settings, continued, on_as_many, open_run_images, reopen
 from barlow.roll_call import roll_call
 from barlow.runlog import Run, check_place, check_text, open_run
 from barlow.saver import Saver
@@ -92,6 +93,7 @@ def pretrain(
     with ExitStack() as stack:
         check_text(images=config.images or "", out=out)
         stack.enter_context(signals_outside_training(out))
+        stack.enter_context(torch.inference_mode(False))  # whatever the program around this run is doing
         config = on_as_many(config, out)
         fabric = launch(config, stack)
         quiet = quiet or ranks.rank() > 0
@@ -107,6 +109,8 @@ def pretrain(
         if session.step < session.steps:
             with StopRequest() as stop, out_of_memory_in_words(parts):
                 train(session, stop, quiet=quiet)
+        elif not quiet:
+            say(f"note: all {session.steps:,} steps are done already; for a longer run: --steps N --allow steps")
         finish(session, quiet)
         return Path(begun.config.out or ".")
 
@@ -131,7 +135,9 @@ def replay(out: Path) -> None:
         session = Session(parts, None, None, config.steps or 0, Deadline(None))
         newest = latest(out / "checkpoints")
         if newest:
-            session.restore(load(newest, parts.fabric.device), newest)
+            saved = load(newest, parts.fabric.device)
+            check_settings(saved.state.get("settings"), config, newest, ())
+            session.restore(saved, newest)
         error = repeat(session, bundle)
         if error:
             leave(error)
@@ -161,27 +167,6 @@ def begin(
         resolved = continued(resolved, config, out, allow)
         check_installed(resolved.logger or ())
     return Begun(resolved, open_run_images(resolved, images, out), run, fresh)
-
-
-def reopen(run: Run, config: Config, images: Any, allow: Collection[str]) -> None:
-    """Before a run is continued: its settings and its images are as they were, or the difference is accepted."""
-    stored = read_toml(run.folder / "config.toml")
-    now = continued(stored, config, run.folder, allow)
-    opened = open_run_images(now, images, run.folder)
-    for source in (opened, *([opened.second] if opened.second else [])):
-        for note in check_index(source, str(now.images), allow):
-            say(f"note: {note}")
-            run.log("event", 0, message=note)
-    if differences(stored, now, ignore=FREE):
-        consistent(now, len(opened), opened.second.channels if opened.second else 0)
-
-
-def open_run_images(config: Config, images: Any, out: Path) -> Images:
-    """The images of a run that is in ``out``: those of its index, whatever lies in the folder by now."""
-    index = out / "index.parquet"
-    source: Any = images if images is not None else config.images
-    use = index if index.exists() else None
-    return open_images(source, channels=config.channels, channels_b=config.channels_b, index=use)
 
 
 def start(config: Config, images: Any, mine: Own, out: Path, quiet: bool, stack: ExitStack) -> Run:
@@ -265,7 +250,8 @@ def open_session(parts: Ready, begun: Begun, started: float, allow: Collection[s
             changed = check_settings(saved.state.get("settings"), config, where, allow)
             session.restore(saved, where, allow)
             if session.step > session.steps:
-                raise UserError(f"{config.out} is at step {session.step:,} already: give --steps above that.")
+                raise UserError(f"{config.out} is at step {session.step:,} already, past the {session.steps:,} that "
+                                "are asked for: give a greater length.")  # fmt: skip
     session.begin()
     if run:
         run.rewind(session.step)
@@ -276,7 +262,7 @@ def open_session(parts: Ready, begun: Begun, started: float, allow: Collection[s
         if changed:  # what --allow accepts is written only now, as it has turned out to work
             run.write_config(to_toml(config))
             session.save()
-        if not name:
+        if not name or changed:
             run.snapshot("held_out", **parts.held_out.pictures())
         stack.enter_context(copies(run, config))
     return session
