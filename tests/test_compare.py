@@ -170,4 +170,3 @@ def test_each_encoder_sees_the_values_that_it_was_trained_on(tmp_path: Path, kin
         inside = (inside > 0) & (inside < 1)  # what the first range has clipped is gone
         seen_now = of_range(images, wanted).read(2)
         np.testing.assert_allclose(seen_now[inside], right.read(2)[inside], atol=1e-5 if full == 1 else 1)
-        assert of_range(images, None) is images

@@ -23,6 +23,7 @@ from barlow.card import model_card
 from barlow.config import Config
 from barlow.encoder import Encoder, save_encoder
 from barlow.errors import UserError
+from barlow.labelled import open_labelled
 from barlow.network import build_encoder, model_arguments
 
 GOOD = {"input_size": [3, 32, 32], "mean": [0, 0, 0], "std": [1, 1, 1]}
@@ -85,7 +86,7 @@ def test_new_images_of_real_numbers_are_scaled_as_those_of_the_run(tiny: Callabl
     np.save(tmp_path / "real.npy", images)
     run = pretrain(tiny(images=str(tmp_path / "real.npy"), steps=2), quiet=True)
     dim = np.argsort(images.max((1, 2)) - images.min((1, 2)))[:48]
-    assert load_encoder(run).value_range is not None
+    assert load_encoder(run).value_range != (0, 1)
     _, whole = embed(run, images)
     _, half = embed(run, images[dim] * 0.5 - 500)
     _, same = embed(run, images[dim])
@@ -102,7 +103,7 @@ def test_preprocess_takes_images_as_their_files_hold_them(
     images = (blobs(96).astype(np.float64) * 2 + (100 if depth == "uint16" else -1000)).astype(depth)
     run = pretrain(tiny(images=None, steps=2), images=images, quiet=True)
     encoder = load_encoder(run)
-    assert encoder.value_range is not None
+    assert encoder.value_range != (0, 1)
     _, expected = embed(run, images)
     with torch.no_grad():
         ours = encoder(encoder.preprocess(list(images[..., None] if images.ndim == 3 else images))).numpy()
@@ -123,6 +124,81 @@ def test_images_of_other_numbers_than_a_range_is_of_are_refused(
             UserError, match=f"trained on {trained} images, .* these are {given}: save them as {trained}"
         ):
             ask(images[:4].astype(given))
+
+
+def given(way: str, images: np.ndarray[Any, Any], folder: Path) -> Any:
+    """The images as one array, as a list, or as the files of a folder."""
+    if way != "files":
+        return images if way == "array" else list(images)
+    folder.mkdir()
+    for k, image in enumerate(images):
+        np.save(folder / f"{k:02d}.npy", image)
+    return folder
+
+
+@pytest.mark.parametrize("way", ["array", "list", "files"])
+@pytest.mark.parametrize("depth", ["uint16", "float32"])
+def test_features_for_an_encoder_of_bytes_do_not_depend_on_the_company(
+    folder: Path, tmp_path: Path, depth: str, way: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Kills: a range measured on the images of the call, where the encoder knows none."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 3000, (12, 40, 40, 3)) + 4000 * (np.arange(12) > 5)[:, None, None, None]
+    images = images.astype(np.uint16) if depth == "uint16" else (images / 7000).astype(np.float32)
+    _, few = embed(folder, given(way, images[:6], tmp_path / "few"))
+    _, many = embed(folder, given(way, images, tmp_path / "many"))
+    np.testing.assert_allclose(few, many[:6], rtol=1e-4, atol=1e-5)
+    encoder = load_encoder(folder)
+    with torch.inference_mode():
+        expected = encoder(encoder.preprocess(list(images)))
+    np.testing.assert_allclose(many, expected, rtol=1e-4, atol=1e-5)
+    noted = "note: the encoder was trained on 8-bit images; of these 16 bits the full range is taken"
+    assert (noted in capfd.readouterr().err) == (depth == "uint16")
+
+
+@pytest.mark.parametrize("way", ["array", "list", "files"])
+@pytest.mark.parametrize("odd", [1.5, -0.1, np.nan])
+def test_real_numbers_beyond_the_unit_are_refused_by_an_encoder_of_bytes(
+    folder: Path, tmp_path: Path, odd: float, way: str
+) -> None:
+    images = np.random.default_rng(0).random((4, 32, 32, 3), np.float32)
+    images[2, 3, 3, 0] = odd
+    with pytest.raises(UserError, match=r"2.*: integer .* real numbers must lie in 0 to 1, all finite"):
+        embed(folder, given(way, images, tmp_path / "odd"))
+    with pytest.raises(UserError, match="real numbers must lie in 0 to 1, all finite"):
+        load_encoder(folder).preprocess(list(images))
+
+
+def test_labelled_images_are_opened_as_the_encoder_takes_them(folder: Path, tmp_path: Path) -> None:
+    """Kills: a range measured on the test images alone, where those of the training part are bytes."""
+    rng, encoder = np.random.default_rng(0), load_encoder(folder)
+    np.savez(tmp_path / "train.npz", images=rng.integers(0, 256, (8, 32, 32, 3), np.uint8), labels=np.arange(8) % 2)
+    narrow = rng.integers(0, 3000, (8, 32, 32, 3)).astype(np.uint16)
+    np.savez(tmp_path / "test.npz", images=narrow, labels=np.arange(8) % 2)
+    opened = open_labelled(tmp_path, channels=3, value_range=encoder.value_range)
+    np.testing.assert_array_equal(opened.read(8), narrow[0])
+
+
+def test_preprocess_takes_gray_images_without_an_axis_of_channels(tmp_path: Path) -> None:
+    encoder, images = load_encoder(write(tmp_path, 1)), blobs(3)
+    expected = encoder.preprocess(list(images[..., None]))
+    assert torch.equal(encoder.preprocess(list(images)), expected)
+    assert torch.equal(encoder.preprocess(images[..., None]), expected)
+    assert torch.equal(encoder.preprocess(images[0]), expected[:1])
+
+
+@pytest.mark.parametrize(
+    "images", [[], (), blobs(1)[0], blobs(2), torch.zeros(2, 8, 8, 3), [torch.zeros(8, 8, 3)], "a.png", 3, None]
+)
+def test_preprocess_says_what_is_no_list_of_images(folder: Path, images: Any) -> None:
+    with pytest.raises(UserError, match=r"give a list of images \(h, w, 3\)"):
+        load_encoder(folder).preprocess(images)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int16, np.uint32])
+def test_integers_of_other_kinds_are_not_called_floats(folder: Path, kind: Any) -> None:
+    with pytest.raises(UserError, match=r"^integer images are taken as uint8 or uint16"):
+        load_encoder(folder).preprocess([np.full((8, 8, 3), 200, kind)])
 
 
 def test_preprocess_takes_any_size_and_refuses_other_channels(folder: Path) -> None:

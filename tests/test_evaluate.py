@@ -29,7 +29,7 @@ ARGS = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 16], "stem_chs": 8}
 class Fake(nn.Module):
     """An encoder whose four features are four pixels of the grey image, plus noise that drowns them where asked."""
 
-    features, channels = 4, 1
+    features, channels, value_dtype = 4, 1, "uint8"
 
     def __init__(self, noise: float = 0.0) -> None:
         super().__init__()
@@ -307,6 +307,20 @@ def test_an_unreadable_image_is_left_out_and_the_rest_stay_in_step(
     assert "left out a/10.png" in capsys.readouterr().err
 
 
+def test_an_unreadable_image_counts_where_the_table_names_it(tmp_path: Path) -> None:
+    """Kills: "unreadable" images of the folder that nobody labelled."""
+    images, labels = bright(60, classes=2)
+    files(tmp_path / "in", images, [f"{i}.png" for i in range(60)])
+    for i in (3, 7, 40, 59):
+        (tmp_path / "in" / f"{i}.png").write_bytes(b"no picture")
+    lines = ["path,label", *(f"{i}.png,{label}" for i, label in enumerate(labels[:40]))]
+    (tmp_path / "l.csv").write_text("\n".join(lines) + "\n")
+    encoders: Any = {"trained": Fake()}
+    result = compare(open_labelled(tmp_path / "l.csv", images=str(tmp_path / "in")), encoders)
+    assert result["images"] == {"train": 30, "test": 8, "unreadable": 2}
+    assert table(result).splitlines()[0].endswith("; 2 unreadable")
+
+
 def test_raw_pixels_are_small_images_as_they_are_and_large_ones_made_small(tmp_path: Path) -> None:
     small, _ = bright(5, size=28)
     pixels, digests, how = raw_pixels([open_images(small)])
@@ -409,6 +423,23 @@ def test_values_and_several_labels(tmp_path: Path) -> None:
     (tmp_path / "v.csv").write_text((tmp_path / "v.csv").read_text().replace(f"7.png,{level[7]}", "7.png,much"))
     with pytest.raises(UserError, match=r"holds .*, which is not a number \(such as 1.5\)"):
         open_labelled(tmp_path / "v.csv", images=str(tmp_path / "in"))
+
+
+@pytest.mark.parametrize("start", [0.0, 1.7e9, 1e39])
+def test_values_are_read_with_all_their_digits(tmp_path: Path, start: float) -> None:
+    """Kills: seconds since 1970 that are all the same, 1e39 that is inf."""
+    images, _ = bright(200)
+    values = start + images[:, 0, 0] / 255 * (start if start > 1e30 else 1)
+    files(tmp_path / "in", images, [f"{i}.png" for i in range(200)])
+    rows = [f"{i}.png,{value!r}" for i, value in enumerate(values.tolist())]
+    (tmp_path / "v.csv").write_text("\n".join(["path,value", *rows]) + "\n")
+    of_csv = open_labelled(tmp_path / "v.csv", images=str(tmp_path / "in"))
+    assert sorted(of_csv.targets.values[:, 0]) == sorted(values)
+    of_npz = open_labelled(saved(tmp_path / "v.npz", images, values))
+    assert (of_npz.targets.values[:, 0] == values).all()
+    for labelled in (of_csv, of_npz):
+        encoders: Any = {"trained": Fake()}
+        assert compare(labelled, encoders)["rows"][0]["trained"] > 0.95
 
 
 def test_what_an_npz_holds_says_what_kind_of_labels(tmp_path: Path) -> None:

@@ -28,13 +28,13 @@ ARGS = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 16], "stem_chs": 8}
 needs_onnx = pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="needs pip install '.[onnx]'")
 
 
-def a_run(path: Path, channels: int = 3, name: str = "resnetv2_18", size: int = 32) -> Path:
+def a_run(path: Path, channels: int = 3, name: str = "resnetv2_18", size: int = 32, **origin: Any) -> Path:
     """A run folder as far as an export looks at it: an encoder, held-out images, settings and measures."""
     torch.manual_seed(0)
     arguments = ARGS if name == "resnetv2_18" else {}
     model = build_encoder(name, arguments, channels=channels, size=size, pretrained=False)
     save_encoder(path / "encoder", model, name=name, arguments=model_arguments(name, arguments, channels, size),
-                 size=size, mean=[0.3] * channels, std=[0.2] * channels, origin={})  # fmt: skip
+                 size=size, mean=[0.3] * channels, std=[0.2] * channels, origin=origin)  # fmt: skip
     (path / "snapshots").mkdir()
     shown = np.stack([blobs(12, 24, seed) for seed in range(channels)], axis=3)
     np.savez(path / "snapshots" / "held_out.npz", images=shown, keys=np.arange(12).astype(str))
@@ -91,6 +91,16 @@ def test_torch_archive(run: Path, tmp_path: Path, with_preprocessing: bool) -> N
     shape = (3, 40, 28, 3) if with_preprocessing else (3, 3, 32, 32)
     x = torch.zeros(shape, dtype=torch.uint8 if with_preprocessing else torch.float32)
     assert torch.export.load(path).module()(x).shape == (3, 16)
+
+
+@pytest.mark.parametrize("depth", ["uint16", "float32"])
+def test_preprocessing_inside_is_for_encoders_of_bytes(tmp_path: Path, depth: str) -> None:
+    """Kills: a file that takes bytes and knows no range, of an encoder that saw neither."""
+    run = a_run(tmp_path / "run", value_range=[0.0, 1.0], value_dtype=depth)
+    with pytest.raises(UserError, match=f"run: this encoder takes {depth} images: export it without --with-prep"):
+        export_encoder(run, "torch", tmp_path / "e.pt2", with_preprocessing=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    export_encoder(run, "torch", tmp_path / "e.pt2")
 
 
 @needs_onnx

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from corpus import encoded, folder_of, picture
 
 from barlow.errors import UserError
 from barlow.images import open_images
-from barlow.labels import labels_from_csv, labels_from_folders, named_in_csv
+from barlow.labels import bad_in_csv, labels_from_csv, labels_from_folders, named_in_csv
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -96,6 +97,52 @@ def test_a_table_as_spreadsheets_write_it(tmp_path: Path, capsys: pytest.Capture
     table.write_text("path,label\n00.png,\n01.png, \n")
     with pytest.raises(UserError, match=r"no row of .* has a label"):
         named_in_csv(table, images)
+
+
+def test_a_tsv_is_split_at_its_tabs(tmp_path: Path) -> None:
+    """Kills: a .tsv split at the comma in the name of a column or of a file."""
+    folder_of(tmp_path / "in", 2)
+    images, table = open_images(tmp_path / "in"), tmp_path / "l.TSV"
+    for text in (
+        "path\tlabel\tseen by, when\n00.png\tcat\tJo, May\n01.png\tdog\tAl\n",
+        "00.png\tcat, big\n01.png\tdog\n",
+    ):
+        table.write_text(text)
+        assert labels_from_csv(table, images)[0].tolist() == [0, 1]
+    table.write_text("path,label\n00.png,cat\n01.png,dog\n")  # no tab at all
+    assert labels_from_csv(table, images)[1] == ["cat", "dog"]
+
+
+def test_labels_that_are_not_utf_8_are_refused_and_such_paths_are_not(tmp_path: Path) -> None:
+    """Kills: hours of work that end where the name of a class cannot be written down."""
+    folder_of(tmp_path / "in", 2)
+    (tmp_path / "in" / "00.png").rename(tmp_path / "in" / os.fsdecode(b"caf\xe9.png"))
+    images, table = open_images(tmp_path / "in"), tmp_path / "l.csv"
+    for text in (
+        b"path,label\n01.png,caf\xe9\ncaf\xe9.png,tea\n",
+        b"path,label,split\n01.png,a,t\xe9st\ncaf\xe9.png,b,train\n",
+    ):
+        table.write_bytes(text)
+        column = "split" if b"split" in text else None
+        with pytest.raises(UserError, match=r"^the labels of .*l.csv are not UTF-8: save it as UTF-8$"):
+            labels_from_csv(table, images, column)
+    table.write_bytes(b"path,label\n01.png,caf\xe9\n")
+    with pytest.raises(UserError, match=r"are not UTF-8"):
+        named_in_csv(table, images)
+    table.write_bytes(b"path,label\n01.png,coffee\ncaf\xe9.png,tea\n")
+    assert labels_from_csv(table, images)[1] == ["coffee", "tea"]
+    table.write_text("path,label\n01.png,caf\u00e9\n")
+    assert named_in_csv(table, images).tolist() == [0]
+
+
+def test_bad_images_that_a_table_labels(tmp_path: Path) -> None:
+    folder = tmp_path / "in" / "a"
+    folder.mkdir(parents=True)
+    corpus.write(folder, {f"{k}.png": encoded(picture(), "PNG")[: 20 if k else None] for k in range(5)})
+    images, table = open_images(tmp_path / "in"), tmp_path / "l.csv"
+    table.write_text(f"path,label\na/0.png,x\n./a/2.png,x\n{tmp_path}/in/a/4.png,y\na/3.png,\n")
+    named = images.bad.take(bad_in_csv(table, images))["path"].to_pylist()
+    assert named == [b"a/2.png", b"a/4.png"]
 
 
 def test_which_column_holds_the_labels_is_never_guessed(tmp_path: Path) -> None:

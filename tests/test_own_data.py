@@ -319,3 +319,17 @@ def test_a_layer_that_is_used_twice_is_written(bare: Make) -> None:
 def test_what_no_checkpoint_takes_is_refused_before_the_first_step(bare: Make, encoder: nn.Module, words: str) -> None:
     with pytest.raises(UserError, match=words):
         pretrain(bare(image_size=24, steps=2), images=blobs(60, 24), encoder=encoder, quiet=True)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_one_colour_image_is_not_taken_for_many_gray_ones(tmp_path: Path, channels: int) -> None:
+    image = np.zeros((40, 50, channels), np.uint8)
+    np.save(tmp_path / "one.npy", image)
+    for source in (image, torch.from_numpy(image), tmp_path / "one.npy"):
+        with pytest.raises(UserError, match=(
+            rf"shape \(40, 50, {channels}\) is one colour image, or 40 gray ones {channels} pixels wide: "
+            rf"give \(1, 40, 50, {channels}\), or \(40, 50, {channels}, 1\)"
+        )):  # fmt: skip
+            open_images(source)
+    assert open_images(image[None]).channels == channels
+    assert len(open_images(image[..., None])) == 40

@@ -43,6 +43,27 @@ def test_whitened_features_are_heard_alike_whatever_their_scale() -> None:
     assert np.isfinite(few).all()
 
 
+@pytest.mark.parametrize("n", [60, 100, 150, 234, 300])
+def test_few_rows_of_many_features_are_whitened_along_the_leading_axes_only(n: int) -> None:
+    """Kills: classes that lie apart lost among axes that hold nothing but the noise of so few rows."""
+    centres = np.random.default_rng(99).normal(0, 0.5, (3, 256))
+    labels, draw = np.arange(n + 300) % 3, np.random.default_rng(n)
+    z = (centres[labels] + draw.normal(size=(len(labels), 256))).astype(np.float32)
+    bank, queries = protocols.whitened(z[:n], z[n:])
+    assert bank.shape == (n, n // 10)
+    assert np.cov(bank.T, bias=True).diagonal() == pytest.approx(np.ones(n // 10), abs=0.01)
+    assert (protocols.knn(bank, labels[:n], queries) == labels[n:]).mean() >= 0.9
+
+
+def test_with_ten_rows_a_feature_whitening_is_as_it_was_to_the_bit() -> None:
+    z = np.random.default_rng(5).standard_normal((121, 12)).astype(np.float32) * np.geomspace(0.1, 9, 12, dtype="f4")
+    whole = protocols._basis(z[:120], 1.0)
+    bank, queries = protocols.whitened(z[:120], z[120:])
+    assert (bank == whole(z[:120]).numpy()).all()
+    assert (queries == whole(z[120:]).numpy()).all()
+    assert protocols.whitened(z[:119], z[120:])[0].shape == (119, 11)
+
+
 def test_knn_on_four_points_of_the_circle() -> None:
     degrees = np.deg2rad([0, 30, 90, 180])
     # the lengths must not matter, only the angles do
@@ -251,6 +272,24 @@ def test_many_labels_and_values() -> None:
     line = np.c_[train[:, 1] * 3 + 1e4, train[:, 0]]
     answers = protocols.ridge(train, line, test)
     assert scores.r2(np.c_[test[:, 1] * 3 + 1e4, test[:, 0]], answers) > 0.999
+
+
+def test_values_keep_their_digits_wherever_zero_lies_and_whatever_the_unit() -> None:
+    """Kills: seconds since 1970 rounded to minutes, values near the largest float32 turned to inf."""
+    x = np.random.default_rng(31).normal(size=(400, 5)).astype(np.float32)
+    line = (x[:, 0] + 0.3 * x[:, 1] + 0.3 * np.random.default_rng(32).normal(size=400))[:, None].astype(np.float64)
+
+    def r2(targets: np.ndarray) -> float:
+        answers = protocols.ridge(x[:300], targets[:300], x[300:])
+        assert answers.dtype == np.float64
+        return scores.r2(targets[300:], answers)
+
+    plain = r2(line)
+    assert plain > 0.9
+    for other in (line + 1.7e9, line * 60 - 1e6, line * 1e38, line * 1e39, line * 1e-39):
+        assert r2(other) == pytest.approx(plain, abs=1e-4)
+    constant = protocols.ridge(x[:300], np.full((300, 1), 0.5), x[300:])
+    assert constant == pytest.approx(np.full((100, 1), 0.5))
 
 
 # ---- few labels

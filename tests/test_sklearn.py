@@ -166,6 +166,30 @@ def test_in_a_pipeline_and_a_grid_search() -> None:
     assert images.fit(blobs(40), np.arange(40) % 2).predict(blobs(40)).shape == (40,)
 
 
+def test_fits_in_threads_are_those_of_their_seeds() -> None:
+    """Kills: torch's generators shared by fits side by side."""
+    X, often = table(), sys.getswitchinterval()
+    alone = [quick(random_state=seed, hidden=(64, 64)).fit(X).transform(X) for seed in range(6)]
+    try:
+        sys.setswitchinterval(1e-5)
+        fits = (joblib.delayed(quick(random_state=seed, hidden=(64, 64)).fit)(X) for seed in range(6))
+        beside = joblib.Parallel(n_jobs=6, backend="threading")(fits)
+    finally:
+        sys.setswitchinterval(often)
+    for fitted, made in zip(beside, alone, strict=True):
+        np.testing.assert_array_equal(fitted.transform(X), made)
+
+
+def test_images_are_transformed_the_same_in_any_company(capfd: pytest.CaptureFixture[str]) -> None:
+    fitted, deep = of_images().fit(blobs(40)), blobs(8).astype(np.uint16) * 4
+    deep[4:] *= 8
+    assert np.allclose(fitted.transform(deep)[:4], fitted.transform(deep[:4]), atol=1e-5)
+    assert "of these 16 bits the full range is taken" in capfd.readouterr().err
+    for X in (blobs(4) / 255 * 2, list(blobs(4) / 255 * 2)):
+        with pytest.raises(UserError, match="real numbers must lie in 0 to 1"):
+            fitted.transform(X)
+
+
 def test_clone_and_settings(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Words given by name win over ``config``; ``out`` keeps the run, and says what it did where asked."""
     config = Config(optimizer="muon", epochs=3, lambda_=0.5)
@@ -207,6 +231,7 @@ def test_pandas_in_and_out() -> None:
     (quick(), "folder", "is one path"), (quick(), np.arange(9.0), "Expected 2D"),
     (quick(corruption=0), table(), "corruption = 0"), (quick(corruption=2), table(), "corruption = 2"),
     (quick(hidden=()), table(), "hidden"), (quick(hidden=8), table(), "hidden"),
+    (quick(hidden=np.array(8)), table(), "hidden"),
     (quick(encoder="resnet18"), table(), "is for images"), (quick(views="small"), table(), "is for images"),
     (quick(image_size=32), table(), "image_size is for images"), (quick(steps=0), table(), "steps = 0"),
     (quick(batch_size=64), table(), "batch_size = 64 is larger"), (quick(random_state="x"), table(), "seed"),
@@ -253,6 +278,9 @@ def test_columns_of_any_size_are_standardised(scale: float) -> None:
 
 def test_numbers_of_numpy_are_numbers() -> None:
     quick(steps=np.int64(2), lambda_=np.float32(0.1), hidden=(np.int64(8),), random_state=np.int64(3)).fit(table())
+    made = quick(hidden=np.array([16, 8])).fit_transform(table())
+    assert np.array_equal(made, quick(hidden=(16, 8)).fit_transform(table()))
+    assert np.array_equal(made, clone(quick(hidden=np.array([16, 8]))).fit_transform(table()))
 
 
 def test_corrupted_values_come_from_their_own_column() -> None:

@@ -73,6 +73,20 @@ def from_memory(source: Array | Sequence[Array]) -> Held:
     return Held(None, tuple(part[:, :, None] if part.ndim == 2 else part for part in source))
 
 
+def as_images(given: Any, channels: int) -> list[Array]:
+    """The images (h, w, c) of a list or of an array (n, h, w, c); of one channel also (h, w) ones, or such a one alone.
+    UserError for what is no list of images, and for another number of channels."""
+    if isinstance(given, np.ndarray):
+        given = [given] if given.ndim == 2 and channels == 1 else given if given.ndim == 4 else ()
+    listed = isinstance(given, Sequence | np.ndarray) and all(isinstance(image, np.ndarray) for image in given)
+    if not listed or not len(given):
+        raise UserError(f"give a list of images (h, w, {channels}), each a NumPy array, and at least one")
+    images = [image[:, :, None] if image.ndim == 2 and channels == 1 else image for image in given]
+    if odd := [image.shape for image in images if image.ndim != 3 or image.shape[2] != channels or not image.size]:
+        raise UserError(f"the encoder takes images (h, w, {channels}), not {odd[0]}")
+    return images
+
+
 def holds_many(path: Path) -> bool:
     """True where a .npy or .npz file is a whole data set, not one image."""
     if path.suffix.lower() == ".npz":
@@ -125,6 +139,10 @@ def _with_channels(array: Array, name: str) -> Array:
                         "; numbers that are no images are given from Python, as Samples(…)")  # fmt: skip
     if not array.size:
         raise UserError(f"{name} has shape {array.shape}: it holds no images")
+    if array.ndim == 3 and array.shape[2] in (3, 4) and array.shape[1] > 4:
+        n, h, w = array.shape
+        raise UserError(f"{name}: shape {array.shape} is one colour image, or {n} gray ones {w} pixels wide: give "
+                        f"{(1, n, h, w)}, or {(n, h, w, 1)}")  # fmt: skip
     array = array[..., None] if array.ndim == 3 else array
     _, height, width, channels = array.shape
     if height <= 4 < min(width, channels):

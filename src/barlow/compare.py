@@ -113,7 +113,8 @@ def common(first: Path, images: str | None = None) -> Common:
 def seen(encoder: Encoder, about: Common) -> Floats:
     """Features of the common images' views, (images, views, d)."""
     if encoder.channels != about.images.channels:
-        raise UserError(f"the runs differ in their channels: {encoder.channels} and {about.images.channels}")
+        raise UserError(f"the runs differ in their channels: {encoder.channels} and {about.images.channels}; compare "
+                        "such as were trained on images of one kind")  # fmt: skip
     encoder.check_dtype(about.images.dtype)
     images = of_range(about.images, encoder.value_range)
     source = Stream(images, about.chosen, views_of(about.config), seed=about.config.seed or 0, size=encoder.size,
@@ -126,11 +127,11 @@ def seen(encoder: Encoder, about: Common) -> Floats:
     return z
 
 
-def of_range(images: Images, wanted: tuple[float, float] | None) -> Images:
+def of_range(images: Images, wanted: tuple[float, float]) -> Images:
     """The same images with the values that an encoder was trained to see as 0 and 1, which need not be those of the
     run that names the images."""
     low, high = images.value_range
-    if wanted is None or wanted == (low, high):
+    if wanted == (low, high):
         return images
     if images.array is None:
         return replace(images, value_range=wanted)

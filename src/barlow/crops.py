@@ -17,6 +17,8 @@ from barlow.errors import UserError
 Floats = NDArray[np.float64]
 TOGETHER = 64  # pixels: up to this side, products of a whole batch are faster than a native resample per image
 BATCH = 32  # images in one product: what stays in a core's cache
+UNIT = ("integer images are taken as uint8 or uint16, and real numbers must lie in 0 to 1, all finite: convert them, "
+        "or divide them by the full range of the sensor")  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +92,8 @@ def _resized(image: NDArray[Any], size: int) -> torch.Tensor:
         image = image.astype(np.float32) / np.float32(65535)
     elif image.dtype != np.uint8:
         image = image.astype(np.float32)
-        if not (image.min() >= 0 and image.max() <= 1):
-            raise UserError("float images must lie in 0 to 1, all finite: divide them by the full range of the sensor")
+        if not in_unit(image):
+            raise UserError(UNIT)
     # Three and four channels have a kernel of their own, so more go four at a time. The axis of the batch is added
     # before the permutation, else torch does not see that the channels are last and takes a slower way.
     groups = [image[..., k : k + 4] for k in range(0, image.shape[2], 4)]
@@ -99,6 +101,11 @@ def _resized(image: NDArray[Any], size: int) -> torch.Tensor:
     parts = [F.interpolate(p, size=(size, size), mode="bicubic", antialias=True)[0] for p in parts]
     made = parts[0] if len(parts) == 1 else torch.cat(parts)
     return made if made.dtype == torch.uint8 else made.clamp_(0, 1)
+
+
+def in_unit(image: NDArray[Any]) -> bool:
+    """Whether all numbers of an image lie in 0 to 1; none is NaN."""
+    return bool(image.min() >= 0 and image.max() <= 1)
 
 
 def _crop_together(images: NDArray[np.uint8], draws: Draws, size: int) -> NDArray[np.uint8]:

@@ -16,6 +16,8 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from barlow.convert import convert
+from barlow.crops import UNIT, in_unit
 from barlow.decode import BadImage
 from barlow.encoder import Encoder, load_encoder
 from barlow.errors import UserError
@@ -53,7 +55,8 @@ def embed_images(
 
     def prepare(k: int) -> Tensor | BadImage:
         try:
-            return encoder.normalised([images.read(mine[k])])  # at once: many large images are not held in memory
+            # at once: many large images are not held in memory
+            return encoder.normalised([read_for(encoder, images, mine[k])])
         except BadImage as error:
             return error
 
@@ -75,6 +78,21 @@ def embed_images(
                 features = (through or encoder)(x)
             yield keys, features.float().cpu().numpy()
             keys, batch = [], []
+
+
+def read_for(encoder: Encoder, images: Images, i: int) -> NDArray[Any]:
+    """Image ``i`` as ``encoder.normalised`` takes it; raises BadImage. UserError, as ``encoder.preprocess``, for real
+    numbers beyond 0 to 1 where the encoder was trained on bytes: only their company could tell their range."""
+    if encoder.value_dtype != "uint8":
+        return images.read(i)
+    if images.array is not None:
+        image, sound = images.read(i), images.beyond is None or images.beyond[i] == 0
+    else:
+        plain = images.decoded(i, fill=False)
+        image, sound = convert(plain, images.channels, images.dtype), plain.dtype != np.float32 or in_unit(plain)
+    if not sound:
+        raise UserError(f"{images.key(i)}: {UNIT}")
+    return image
 
 
 def numbers(count: int, batch_size: int, part: Part) -> range:

@@ -18,8 +18,10 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from barlow.arrays import as_images
 from barlow.config import OWN
-from barlow.convert import FULL, convert
+from barlow.console import say
+from barlow.convert import FULL, WHOLE, convert
 from barlow.errors import UserError
 from barlow.files import atomic_write
 from barlow.kinds import as_path
@@ -38,8 +40,8 @@ class Encoder(nn.Module):
     """An encoder with its preprocessing: images → ``preprocess`` → (n, c, h, w) → ``forward`` → (n, features).
 
     ``model`` is the plain network, timm's or your own. ``features``, ``channels`` and ``size`` say what goes in and
-    comes out; ``value_range`` is what became 0 and 1 where it was trained on images of real numbers or
-    of 16 bits, else None, and ``value_dtype`` which of the two: uint16 (1 being 65,535) or float32.
+    comes out; ``value_dtype`` says which images it was trained on: uint8, uint16 (1 being 65,535) or float32, and
+    ``value_range`` what became 0 and 1 of them: of uint8 the full range, (0, 1).
     ``shape``: of one sample, where it was trained on ``Samples`` and not on images; they have no preprocessing.
     """
 
@@ -49,7 +51,7 @@ class Encoder(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.model, self.shape = model, tuple(shape)
-        self.value_range, self.value_dtype = value_range, value_dtype
+        self.value_range, self.value_dtype = value_range or WHOLE, value_dtype if value_range or shape else "uint8"
         self.size, self.channels = size, len(mean)
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
@@ -76,19 +78,18 @@ class Encoder(nn.Module):
 
         Scaled to 0..1, the largest centred square resized (bicubic, antialiased) and normalised with the channels'
         mean and standard deviation: what timm does with ``crop_pct = 1``. uint8 is divided by 255 and uint16 by 65,535;
-        with a ``value_range`` uint16 (then 1 being 65,535) and real numbers are brought from it to 0..1 and clipped,
+        of an encoder trained on one of uint16 and real numbers these are brought from its range to 0..1 and clipped,
         else real numbers must lie in 0..1 (UserError). ValueError for another number of channels.
-        Samples are stacked as they are; ValueError for another shape.
+        Gray images may be (h, w), and one alone. Samples are stacked as they are; ValueError for another shape.
         """
-        for image in images:
-            if self.shape and image.shape != self.shape:
-                raise ValueError(f"the encoder takes samples of shape {self.shape}, not {image.shape}")
-            if not self.shape and (image.ndim != 3 or image.shape[2] != self.channels):
-                raise ValueError(f"the encoder takes images (h, w, {self.channels}), not {image.shape}")
+        if not self.shape:
+            images = as_images(images, self.channels)
+        elif odd := [image.shape for image in images if image.shape != self.shape]:
+            raise ValueError(f"the encoder takes samples of shape {self.shape}, not {odd[0]}")
         return self.normalised([self._ranged(image) for image in images])
 
     def _ranged(self, image: NDArray[Any]) -> NDArray[Any]:
-        if self.value_range is None:
+        if self.shape or self.value_dtype == "uint8":
             return image
         plain = image if image.dtype.name in FULL else image.astype(np.float32)
         self.check_dtype(plain.dtype.name)
@@ -96,8 +97,10 @@ class Encoder(nn.Module):
 
     def check_dtype(self, dtype: str) -> None:
         """UserError for images of this type of numbers where the encoder's range is one of another: every pixel would
-        be brought to one end of it, and all images get the same features."""
-        if self.value_range is None or self.value_dtype in (None, dtype):
+        be brought to one end of it, and all images get the same features. Of 16 bits for one of 8, a note."""
+        if self.value_dtype == "uint8" and dtype == "uint16":
+            say("note: the encoder was trained on 8-bit images; of these 16 bits the full range is taken")
+        if self.value_dtype in ("uint8", None, dtype):
             return
         low, high = (f"{value * FULL[self.value_dtype or dtype]:,.6g}" for value in self.value_range)
         raise UserError(f"the encoder was trained on {self.value_dtype} images, whose values from {low} to {high} "

@@ -65,11 +65,15 @@ def export_encoder(
 
     The export is opened again by its tool and compared with ours on the held-out images of the run, or on ``images``;
     when it differs (NumbersError) nothing is left behind. ``push`` then uploads the folder as that Hub repository.
-    UserError for a missing extra, a wrong ending, an encoder that the tool cannot express.
+    UserError for a missing extra, a wrong ending, an encoder that the tool cannot express, and ``with_preprocessing``
+    for one that was not trained on uint8 images.
     """
     output = check_output(output)
     _check(to, output, with_preprocessing, push)
     encoder = load_encoder(run)
+    if with_preprocessing and not encoder.shape and encoder.value_dtype != "uint8":
+        raise UserError(f"{run}: this encoder takes {encoder.value_dtype or 'uint16 or float32'} images: export it "
+                        "without --with-preprocessing and scale them (docs: how-to/many-channels).")  # fmt: skip
     shown = _test_images(Path(run), encoder, images)
     beside = output.with_name(f".{output.name}.{secrets.token_hex(4)}.tmp{ENDINGS[to]}")
     try:

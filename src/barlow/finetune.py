@@ -87,7 +87,7 @@ class Tuned(nn.Module):
     def __init__(self, encoder: Encoder, network: nn.Module, classes: int) -> None:
         super().__init__()
         self.network, self.normalised = network, encoder.normalised
-        self.features, self.channels = classes, encoder.channels
+        self.features, self.channels, self.value_dtype = classes, encoder.channels, encoder.value_dtype
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of preprocessed images."""

@@ -16,7 +16,15 @@ from numpy.typing import NDArray
 
 from barlow.errors import UserError
 from barlow.images import SAMPLE, Images, open_images
-from barlow.labels import SEVERAL, VALUE_WORDS, label_column, labels_from_csv, labels_from_folders, named_in_csv
+from barlow.labels import (
+    SEVERAL,
+    VALUE_WORDS,
+    bad_in_csv,
+    label_column,
+    labels_from_csv,
+    labels_from_folders,
+    named_in_csv,
+)
 from barlow.pairs import ENDINGS_OF_TABLES, read_table
 from barlow.protocols import stratified
 
@@ -26,7 +34,7 @@ SHARE = 0.8  # of the images are for training where the source does not say
 
 class Targets(NamedTuple):
     """``kind`` "classes": int64 (n,), numbers of ``names``. "labels": bool (n, c), which of ``names`` apply.
-    "values": float32 (n, t)."""
+    "values": float64 (n, t)."""
 
     kind: str
     values: NDArray[Any]
@@ -82,7 +90,7 @@ def open_labelled(
         return Labelled((found,), targets, given, "the column split" if given is not None else "")
     if given is not None:
         raise UserError(f"{first} has a column split: give it alone, or without that column and with a test set")
-    same_scale = found.value_range if found.dtype != "uint8" else None
+    same_scale = found.value_range if found.dtype != "uint8" else value_range
     other, other_targets, given = _open(second, images, channels, same_scale)
     if given is not None:
         raise UserError(f"{second} has a column split and is given as the test set as well: leave one of the two out")
@@ -110,7 +118,7 @@ def _open(
     path = SAMPLE if source == "sample" else Path(source)
     if path.suffix.lower() in ENDINGS_OF_TABLES:
         found = open_images(images or path, channels=channels, value_range=value_range)
-        found = _only(found, named_in_csv(path, found))
+        found = _only(found, named_in_csv(path, found), bad_in_csv(path, found))
         targets, part = _from_csv(path, found)
         return found, targets, part
     if images is not None:
@@ -132,9 +140,9 @@ def _open(
     return found, Targets("classes", values, names), None
 
 
-def _only(images: Images, chosen: NDArray[np.int64]) -> Images:
-    """These images of a source of files."""
-    return replace(images, rows=images.rows.take(chosen), sizes=images.sizes[chosen])
+def _only(images: Images, chosen: NDArray[np.int64], bad: NDArray[np.int64]) -> Images:
+    """These images of a source of files, and these of its bad ones."""
+    return replace(images, rows=images.rows.take(chosen), sizes=images.sizes[chosen], bad=images.bad.take(bad))
 
 
 def _numbers(path: Path) -> Targets | None:
@@ -149,7 +157,7 @@ def _numbers(path: Path) -> Targets | None:
     if values.dtype.kind in "iub" and values.ndim == 1:
         return None
     if values.dtype.kind == "f" and values.ndim in (1, 2) and np.isfinite(values).all():
-        return Targets("values", values.reshape(len(values), -1).astype(np.float32), [])
+        return Targets("values", values.reshape(len(values), -1).astype(np.float64), [])
     if values.dtype.kind in "iub" and values.ndim == 2 and np.isin(values, (0, 1)).all():
         return Targets("labels", values.astype(bool), _names(path, np.arange(len(values.T))))
     raise UserError(
@@ -200,7 +208,7 @@ def _values(path: Path, numbers: NDArray[np.int64], names: Sequence[str]) -> Tar
     if not np.isfinite(values).all():
         first = names[int(np.flatnonzero(~np.isfinite(values))[0])]
         raise UserError(f"the column of values in {path} holds {first!r}, which is not a number (such as 1.5)")
-    return Targets("values", values[numbers, None].astype(np.float32), [])
+    return Targets("values", values[numbers, None], [])
 
 
 def _number(text: str) -> float:

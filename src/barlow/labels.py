@@ -73,6 +73,13 @@ def named_in_csv(path: Path, images: Images) -> IntArray:
     return np.array(sorted(found), np.int64)
 
 
+def bad_in_csv(path: Path, images: Images) -> IntArray:
+    """Numbers of the images in ``images.bad`` that a table of labels names with a label, in their order."""
+    place = _Places([], shown(images.root), Counter())
+    named = {place.short(name) for name, _ in _given(path, None)[0]}
+    return np.array([i for i, bad in enumerate(images.bad["path"].to_pylist()) if shown(bad) in named], np.int64)
+
+
 def label_column(table: dict[str, list[str]], path: Path) -> tuple[str, str]:
     """(name of the column of paths, name of that of labels): by their usual names, else by what is left.
 
@@ -154,11 +161,16 @@ class _Places:
 
 
 def _given(path: Path, column: str | None) -> tuple[list[tuple[str, str]], int]:
-    """((path, what ``column`` says, by itself the label) of every row that has a label, number of the others)."""
+    """((path, what ``column`` says, by itself the label) of every row that has a label, number of the others).
+
+    Raises UserError where what it says is not UTF-8: it is written down later, which a path never is as it stands.
+    """
     table = read_table(path, all_columns=True)
     key, value = label_column(table, path)
     labels = [label.strip() for label in table[value]]
     says = labels if column is None else [said.strip().lower() for said in table[column]]
+    if not _is_text("".join(says)):
+        raise UserError(f"the labels of {path} are not UTF-8: save it as UTF-8")
     rows = zip((_printable(name) for name in table[key]), says, labels, strict=True)
     kept = [
         (name, said) for name, said, label in rows if label or value.lower() == SEVERAL
@@ -168,6 +180,15 @@ def _given(path: Path, column: str | None) -> tuple[list[tuple[str, str]], int]:
 
 def _printable(name: str) -> str:
     return shown(name.encode("utf-8", "surrogateescape").replace(b"\\", b"/"))
+
+
+def _is_text(text: str) -> bool:
+    """False where the text holds bytes that could not be decoded."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _numbered(labels: list[str]) -> tuple[IntArray, list[str]]:

@@ -28,7 +28,7 @@ def read_table(path: Path, all_columns: bool = False) -> dict[str, list[str]]:
         with path.open(newline="", encoding=_encoding(path), errors="surrogateescape") as file:
             first = file.readline().strip()
             file.seek(0)
-            lines = [line for line in csv.reader(file, delimiter=_delimiter(first)) if line]
+            lines = [line for line in csv.reader(file, delimiter=_delimiter(first, path)) if line]
     except (OSError, UnicodeError, pa.ArrowInvalid, csv.Error) as error:
         why = getattr(error, "strerror", None) or error
         raise UserError(f"{path} cannot be read as a table ({why})") from None
@@ -48,8 +48,11 @@ def _encoding(path: Path) -> str:
         return "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
-def _delimiter(first: str) -> str:
-    """What stands between the columns, by the first line: a comma, else what spreadsheets write in other languages."""
+def _delimiter(first: str, path: Path) -> str:
+    """What stands between the columns, by the first line: a comma, else what spreadsheets write in other languages; in
+    a .tsv a tab before all."""
+    if path.suffix.lower() == ".tsv" and "\t" in first:
+        return "\t"
     for other in ";\t":
         if "," not in first and other in first and (not is_path(first) or all(map(is_path, first.split(other)))):
             return other

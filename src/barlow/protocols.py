@@ -22,6 +22,7 @@ Ints = NDArray[np.int64]
 
 BLOCK = 1 << 24  # similarities held at a time: 64 MB
 WHITENING = (0.0, 0.5)  # offered to few labels: how far the features' variances are evened out
+ROWS = 10  # of the bank for each axis that is whitened: with fewer, every row lies equally far from all others
 FOLDS, MANY = 5, 5_000  # cross-validation in five folds up to so many labels, then one validation part of a fifth
 
 
@@ -68,12 +69,15 @@ def neighbour_votes(
 
 
 def whitened(bank: Floats, queries: Floats) -> tuple[Floats, Floats]:
-    """Bank (m, d) and queries (n, d) with every principal axis of the bank scaled to one; no labels are used.
+    """Bank (m, r) and queries (n, r) on the r leading principal axes of the bank (m, d), each scaled to one; no labels
+    are used.
 
     k-NN by cosine hears a few loud axes above all others, however little they say. This asks what features hold rather
-    than how loudly. Axes of next to no variance are held down: below a thousandth of the mean it is noise.
+    than how loudly. Axes of next to no variance are held down: below a thousandth of the mean it is noise. There is
+    one axis for every ``ROWS`` rows of the bank, at least one, at most d; the others are dropped, because the noise
+    that so few rows leave in them would be made as loud as what the leading ones say.
     """
-    basis = _basis(bank, 1.0)
+    basis = _basis(bank, 1.0, max(1, len(bank) // ROWS))
     return basis(bank).numpy(), basis(queries).numpy()
 
 
@@ -112,13 +116,14 @@ def multi_label_probe(train: Floats, targets: NDArray[Any], test: Floats, *, see
 
 
 def ridge(train: Floats, targets: Floats, test: Floats, *, seed: int = 0) -> Floats:
-    """Predictions (n, t) of t real values, ``targets`` (m, t), by ridge regression; the penalty chosen by
-    squared error on held-back rows."""
+    """Predictions (n, t), float64, of t real values, ``targets`` (m, t), by ridge regression; the penalty chosen by
+    squared error on held-back rows. The targets are standardised in float64, so that no digits of them are lost."""
     basis, fold = _basis(train, 0.0), _folds(np.zeros(len(train), np.int64), seed)
-    values = _tensor(targets)
-    mean, deviation = _moments(values)
-    answers = probe([(basis(train), basis(test))], (values - mean) / deviation, fold, SQUARES)
-    return (answers * deviation + mean).numpy()
+    values = np.asarray(targets, np.float64)
+    mean, deviation = values.mean(0), values.std(0)
+    deviation[deviation == 0] = 1
+    answers = probe([(basis(train), basis(test))], _tensor((values - mean) / deviation), fold, SQUARES)
+    return np.asarray(answers.double().numpy() * deviation + mean)
 
 
 class FewLabels(NamedTuple):
@@ -180,15 +185,17 @@ def _folds(labels: Ints, seed: int) -> Tensor:
     return torch.from_numpy(fold)
 
 
-def _basis(pool: Floats, power: float) -> Callable[[Floats], Tensor]:
+def _basis(pool: Floats, power: float, most: int | None = None) -> Callable[[Floats], Tensor]:
     """Standardises features with the moments of ``pool``, turns them to its principal axes and divides each by
-    variance**(power/2): 0 leaves the geometry, 1 whitens."""
+    variance**(power/2): 0 leaves the geometry, 1 whitens. Of the turned axes the ``most`` leading ones are kept."""
     mean, deviation = _moments(_tensor(pool))
     if not power:
         return lambda x: (_tensor(x) - mean) / deviation
     unit = (_tensor(pool) - mean) / deviation
     variance, axes = torch.linalg.eigh((unit.T @ unit / len(unit)).double())
     variance = variance.clamp_min(0) + 1e-3 * variance.mean()  # rounding and dead axes must not be blown up
+    if most is not None:
+        variance, axes = variance[-most:], axes[:, -most:]  # in ascending order
     scale = variance.pow(-power / 2)
     turn = (axes * (scale / (scale.square() * variance).mean().sqrt())).float()
     return lambda x: (_tensor(x) - mean) / deviation @ turn

@@ -6,6 +6,7 @@ Importing this room needs scikit-learn and no torch; torch comes with the first 
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,8 @@ STEPS = 1000  # of a table, unless a length is given
 FITTED = ("weights_", "settings_", "kind_", "mean_", "scale_", "n_features_in_", "feature_names_in_")
 INSTEAD = {"images": "X holds them", "out": "out is a parameter", "seed": "random_state is the seed",
            "devices": "an estimator trains on one device"}  # fmt: skip
+# torch's global generators are one for all threads: fits side by side would draw from, and put back, each other's.
+CHANCE = threading.RLock()  # taken anew by a fit within a fit
 WORDS = {"table": "a table", "images": "an array of images", "paths": "a list of paths"}
 
 
@@ -164,7 +167,9 @@ class BarlowTwinsEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
                 raise UserError(f"{name} = {getattr(self, name)!r} is for images, and X is a table: leave it out.")
         if not (isinstance(self.corruption, int | float | np.number) and 0 < self.corruption <= 1):
             raise UserError(f"corruption = {self.corruption} is no probability above 0.")
-        widths = self.hidden if isinstance(self.hidden, list | tuple) else ()
+        widths: Any = self.hidden
+        widths = widths.tolist() if isinstance(widths, np.ndarray) else widths
+        widths = widths if isinstance(widths, list | tuple) else ()
         if not widths or not all(isinstance(width, int | np.integer) and width > 0 for width in widths):
             raise UserError(f"hidden = {self.hidden} are no widths of layers, such as (256, 256).")
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=LEAST)
@@ -211,6 +216,7 @@ class BarlowTwinsEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
     def _image_features(self, X: Any) -> NDArray[np.float32]:
         import torch
 
+        from barlow.embedding import read_for
         from barlow.guard import BadImage
         from barlow.images import open_images
         from barlow.sources import shown
@@ -224,7 +230,7 @@ class BarlowTwinsEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
         encoder, made = encoder.to(device), []
         for at in range(0, len(images), CHUNK):
             try:
-                batch = [images.read(i) for i in range(at, min(at + CHUNK, len(images)))]
+                batch = [read_for(encoder, images, i) for i in range(at, min(at + CHUNK, len(images)))]
             except BadImage as bad:
                 raise UserError(f"An image of X {bad.reason}; every image needs a row, so leave it out.") from None
             with torch.inference_mode():
@@ -276,8 +282,8 @@ def _folder(out: str | Path | None) -> Iterator[str]:
 
 @contextmanager
 def _chance_kept() -> Iterator[None]:
-    """torch's global generators afterwards as before: an estimator's seed is its own."""
+    """torch's global generators for this thread alone, and afterwards as before: an estimator's seed is its own."""
     import torch
 
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with CHANCE, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         yield
