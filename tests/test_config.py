@@ -39,7 +39,9 @@ def test_tables_written_in_python_are_those_of_the_file(tmp_path: Path) -> None:
     assert read_toml(tmp_path / "config.toml") == config
 
 
-@pytest.mark.parametrize("text", ['images = "a \\" b\\n"', "images = 'C:\\photos'", 'images = "ü 猫"'])
+@pytest.mark.parametrize(
+    "text", ['images = "a \\" b\\n"', "images = 'C:\\photos'", 'images = "ü 猫"', 'images = "a\\u007fb"']
+)
 def test_awkward_text_survives_toml(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.toml"
     path.write_text(text, encoding="utf-8")
@@ -140,7 +142,8 @@ def test_what_is_needed_is_said() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [("batch_size", 1), ("lambda_", -0.1), ("epochs", 0), ("lr", 0), ("warmup", 1.5), ("image_size", 4), ("max_bad", 2),
-     ("projector", (8, 0)), ("projector", "8-x"), ("encoder_args", "{"), ("encoder_args", "[1]")],
+     ("projector", (8, 0)), ("projector", "8-x"), ("encoder_args", "{"), ("encoder_args", "[1]"),
+     ("encoder_args", '{"global_pool": null}'), ("encoder_args", {"layers": [1, None]})],
 )  # fmt: skip
 def test_values_outside_their_range(field: str, value: object) -> None:
     with pytest.raises(UserError, match=field.rstrip("_")):

@@ -128,6 +128,16 @@ def test_a_whole_run_is_told(run: Maker) -> None:
     assert sum(tag == "svg" for tag, _ in page.tags) == 10  # loss, its terms, two spectra, six measures
 
 
+def test_resumes_are_told_in_words(run: Maker) -> None:
+    folder = run()
+    resumed = [{"started": "2026-11-24T08:00:00+00:00", "torch": "2.16"}, {"started": "2026-11-25T09:00:00+00:00"}]
+    about = json.loads((folder / "environment.json").read_text()) | {"resumed": resumed, "devices": ["cpu"]}
+    (folder / "environment.json").write_text(json.dumps(about))
+    _, page = page_of(folder)
+    assert "started: 2026-11-24T08:00:00+00:00, torch: 2.16; started: 2026-11-25T09:00:00+00:00" in page.words
+    assert "['" not in page.words
+
+
 def test_nothing_is_loaded_from_elsewhere(run: Maker) -> None:
     text, page = page_of(run())
     assert not re.search(r"https?://|//[a-z]+\.", text)

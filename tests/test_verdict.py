@@ -219,3 +219,12 @@ def test_the_readme_shows_the_whole_table() -> None:
     called = np.array([[0 if cell == "·" else int(cell) for cell in row[1:]] for row in rows])
     assert f"Of {called.sum():,} embeddings with a known fault all were named rightly" in text
     assert (called == np.diag(np.diag(called))).all()
+
+
+def test_few_images_are_not_praised_for_what_they_cannot_show() -> None:
+    """Kills: 15 images on three points "without clusters or a cliff", a rule that does not speak of so few."""
+    z = np.repeat(np.random.default_rng(0).standard_normal((3, 40)), 5, axis=0)
+    said = diagnose(z)
+    assert said.verdict == "healthy"
+    assert "15 images are too few to tell copies, clusters or a cliff" in said.sentence
+    assert "without" not in said.sentence

@@ -40,8 +40,8 @@ def _of_column(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("grey as colour", f"{report['grey_saved_as_colour']:,}"),
         ("exact duplicates", _found(report["exact_duplicates"])),
         ("near duplicates", _found(report["near_duplicates"])),
-        ("mean of channels", ", ".join(f"{m:.3f}" for m in report["mean"])),
-        ("sd of channels", ", ".join(f"{s:.3f}" for s in report["sd"])),
+        ("mean of channels", ", ".join(f"{m:.3g}" for m in report["mean"])),
+        ("sd of channels", ", ".join(f"{s:.3g}" for s in report["sd"])),
     ]
 
 

@@ -213,7 +213,7 @@ def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # which TOML takes only so
     if isinstance(value, Mapping):
         return "{ " + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + " }"
     if isinstance(value, (list, tuple)):
@@ -234,9 +234,16 @@ def _canonical(name: str, value: Any) -> Any:
             raise UserError(f"encoder_args {value!r} is not JSON: {error}.") from None
         if not isinstance(value, dict):
             raise UserError(f"encoder_args {value!r} is not a JSON object such as '{{\"layers\": [1, 1, 1, 1]}}'.")
+    if name == "encoder_args" and isinstance(value, Mapping) and _holds_none(list(value.values())):
+        raise UserError(f"encoder_args {value!r} holds null, which settings cannot keep: leave it out.")
     if name == "logger" and isinstance(value, str):
         return (value,)
     return value
+
+
+def _holds_none(value: Any) -> bool:
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return value is None or any(map(_holds_none, inner))
 
 
 # field: (lowest, highest, lowest itself allowed)

@@ -9,7 +9,6 @@ The arithmetic is float32, autocast or not (float64 if an embedding is float64).
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext

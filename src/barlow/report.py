@@ -121,7 +121,7 @@ def context(folder: Folder) -> dict[str, Any]:
         "evaluation": table,
         "mistakes": _mistakes(folder),
         "settings": choices(folder.config, folder.lines["event"]),
-        "machine": [(key, str(value)) for key, value in folder.environment.items() if value not in (None, "", [])],
+        "machine": [(key, _in_words(it)) for key, it in folder.environment.items() if it not in (None, "", [])],
         "notes": notes(folder.lines["event"]),
         "quarantined": len(folder.quarantined),
         "examples": [(str(q.get("path", "?")), str(q.get("reason", ""))) for q in folder.quarantined[:5]],
@@ -264,3 +264,10 @@ def _day(started: str) -> str:
     except ValueError:
         return ""
     return f"{moment.day} {moment:%B %Y}, {moment:%H:%M}"
+
+
+def _in_words(value: Any) -> str:
+    """What environment.json says of something; of resumes, when each began and what was another than before."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {said}" for name, said in value.items())
+    return "; ".join(map(_in_words, value)) if isinstance(value, list) else str(value)

@@ -46,6 +46,7 @@ from dataclasses import dataclass
 
 WAY = 0.15  # of the way from the untrained network's twins_near to 1, below which nothing much has been learned
 FOUND = 0.9  # twins_near of an untrained network from which on there is no way left to measure
+ENOUGH = 16  # images from which on rules 3 to 5 speak
 COPIED = 0.75  # share of copied dimensions that is too large in an embedding in training, whatever the spectrum
 
 WORDS = (
@@ -143,7 +144,7 @@ def judge(m: Mapping[str, float], *, warm_up: bool = False, embedding: bool = Fa
 
 
 def _first(m: Mapping[str, float], warm_up: bool, embedding: bool) -> tuple[str, str]:
-    enough = m["n"] >= 16
+    enough = m["n"] >= ENOUGH
     low = _low_rank(m, embedding) if enough else None
     if sentence := _complete(m, warm_up):
         return "complete collapse", sentence
@@ -251,6 +252,8 @@ def _praise(m: Mapping[str, float]) -> str:
     spread = f"The images spread over {m['effective_rank']:.0f} of {min(m['n'] - 1, m['d']):.0f} directions"
     if "twins_found" in m:
         return f"{spread}; {m['twins_found']:.0%} find their own second view (chance {1 / m['n']:.1%})."
+    if m["n"] < ENOUGH:
+        return f"{spread}; {m['n']:.0f} images are too few to tell copies, clusters or a cliff."
     if m["duplicate_dimensions"] < 0.05:
         return f"{spread}, without copies, clusters or a cliff in the spectrum."
     return f"{spread}, without clusters or a cliff; {m['duplicate_dimensions']:.0%} of the dimensions are copies."
