@@ -170,6 +170,8 @@ def mistakes(counts: list[int], form: str) -> None:
     finally:
         forms.cheaper = forms_cheaper
     good = torch.randn(counts[me], 8)
+    with pytest.raises(UserError, match="lambda must be" if me == last else "another process"):
+        barlow_twins_loss(good, good, lambda_=-1.0 if me == last else 0.1)
     with pytest.raises(UserError, match="must have the shape" if me == last else "another process"):
         barlow_twins_loss(good, good[None] if me == last else good)
     if last:

@@ -220,7 +220,7 @@ def _agreed_counts(z: Sequence[Tensor], lambda_: float | None) -> list[int]:
     if complaint:
         raise UserError(complaint)
     if not all(fine for fine, _, _ in table):
-        raise UserError("another process gave the loss embeddings that it cannot use; its own message says why")
+        raise UserError("another process gave the loss what it cannot use; its own message says why")
     if len({signature for _, _, signature in table}) > 1:
         raise UserError("the processes gave the loss different λ, numbers of views, widths or dtypes; they must agree")
     counts = [n for _, n, _ in table]
