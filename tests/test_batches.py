@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from corpus import encoded, picture
+from corpus import encoded, folder_of, picture
 from PIL import Image
 
 from barlow import reading
@@ -138,6 +138,25 @@ def test_pairs_each_view_from_its_own_image(tmp_path: Path) -> None:
     row = batch.images.tolist().index(4)
     other = reading.replacements(4, 9)[0]
     assert not np.array_equal(batch.crops[0][row].numpy(), batch.crops[0][batch.images.tolist().index(other)].numpy())
+
+
+def test_no_held_out_image_stands_in_for_a_broken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kills: replacements drawn from all images, so that held-out ones are trained on."""
+    folder_of(tmp_path, 40, height=20, width=20)
+    images, read, taken = open_images(tmp_path), reading.Images.read, list[int]()
+    for k in range(0, 20, 2):
+        (tmp_path / f"{k:02d}.png").write_bytes((tmp_path / f"{k:02d}.png").read_bytes()[:60])
+
+    def noted(of: reading.Images, i: int, *rest: Any) -> Any:
+        array = read(of, i, *rest)
+        taken.append(int(i))
+        return array
+
+    monkeypatch.setattr(reading.Images, "read", noted)
+    batch = Stream(images, np.arange(20), (View(), View()), seed=5, size=16, batch_size=20)[0]
+    assert sorted(bad.image for bad in batch.bad) == list(range(0, 20, 2))
+    assert len(taken) == 20
+    assert set(taken) <= set(range(1, 20, 2))
 
 
 def test_ahead_gives_the_same_items_and_raises_in_turn() -> None:

@@ -28,6 +28,7 @@ from barlow.errors import NumbersError, Stopped, UserError
 from barlow.length import FINISH_SECONDS, Pace
 from barlow.looks import LIDAR
 from barlow.prepare import Ready
+from barlow.quarantine import read_quarantine
 from barlow.runlog import read_metrics
 
 QUIET = Wait(0.0, 0.0, 0.0)
@@ -298,6 +299,17 @@ def test_given_pairs(
         one, other = (load_file(folder / name / "model.safetensors") for folder in (run, whole))
         assert same(one, other)
     assert lines(run, "train") == lines(whole, "train")
+
+
+def test_of_a_pair_the_image_that_is_broken_is_quarantined(tiny: Make, tmp_path: Path) -> None:
+    """Kills: the sound first image written down, whenever the second is broken."""
+    table = pairs(tmp_path)
+    for k in range(0, 96, 5):
+        (tmp_path / "a" / f"{k}.npy").write_bytes((tmp_path / "a" / f"{k}.npy").read_bytes()[:200])
+    run = pretrain(tiny(images=table, image_size=32, cache=False, max_bad=0.5), quiet=True)
+    named = {row["path"] for row in read_quarantine(run / "quarantine.jsonl")}
+    assert len(named) > 10
+    assert named <= {f"a/{k}.npy" for k in range(0, 96, 5)}
 
 
 def test_pairs_that_cannot_be_trained_are_refused(tiny: Make, tmp_path: Path) -> None:

@@ -34,10 +34,11 @@ import barlow.run
 import barlow.session
 import barlow.train
 from barlow import Config, pretrain
-from barlow.batches import Batch, Stream
+from barlow.batches import Batch, Stream, split
 from barlow.checkpoint import latest, load
 from barlow.config import read_toml
 from barlow.errors import DataError, NumbersError, Stopped, UserError
+from barlow.quarantine import read_quarantine
 from barlow.readers import WorkerLost, batches
 from barlow.run import replay
 from barlow.runlog import Run
@@ -857,3 +858,40 @@ def test_two_runs_in_one_folder(tiny: Make) -> None:
     with pytest.MonkeyPatch.context() as patch:
         after(patch, 2, second)
         pretrain(tiny(), quiet=True)
+
+
+def test_broken_held_out_images_are_left_out_and_counted(
+    tiny: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Kills: another image measured, and shown, under the name of a broken held-out one; broken ones that nobody
+    counts, or that stop a run because none have been seen; a card that counts all files; a report of two sets."""
+    folder = pictures(tmp_path / "in")
+    config = tiny(images=str(folder), max_bad=0.16, cache=False)
+    _, kept = split(1, 96, 16)
+    names = [f"{i:03d}.png" for i in kept]
+    for name in names[:13]:
+        (folder / name).write_bytes((folder / name).read_bytes()[:60])
+    run = stopped_at(config, 3)
+    (folder / names[15]).unlink()
+    pretrain(config.replace(max_bad=0.2), allow=["index", "max_bad"])
+    told = capsys.readouterr().err
+    rows = read_quarantine(run / "quarantine.jsonl")
+    assert sorted(row["path"] for row in rows) == sorted([*names[:13], names[15]])
+    assert f"left out          14 unusable images, each with its reason in {run / 'quarantine.jsonl'}" in told
+    with np.load(run / "snapshots" / "held_out.npz") as shown, np.load(run / "snapshots" / "step-0000008.npz") as last:
+        assert shown["keys"].tolist() == names[13:15]
+        assert len(shown["images"]) == len(last["features"]) == 2
+    assert {line["n"] for line in lines(run, "health")} == {3, 2}
+    assert "on 80 images of `in`" in (run / "encoder" / "README.md").read_text()
+    (folder / names[14]).unlink()
+    with pytest.raises(DataError, match=f"of 16 held-out images fewer than two can be used; the first, {names[0]}: "):
+        pretrain(config, allow=["index", "max_bad", "steps"], quiet=True)
+
+
+def test_held_out_images_count_as_seen(tiny: Make, tmp_path: Path) -> None:
+    """Kills: a run with 6 % of broken held-out images that stops at once, as they stand against none seen."""
+    folder = pictures(tmp_path / "in", 300)
+    for i in split(1, 300, 200)[1][:12]:
+        (folder / f"{i:03d}.png").write_bytes((folder / f"{i:03d}.png").read_bytes()[:60])
+    run = pretrain(tiny(images=str(folder), max_bad=0.08, held_out=200, steps=1, cache=False), quiet=True)
+    assert len(read_quarantine(run / "quarantine.jsonl")) == 12

@@ -115,15 +115,15 @@ class Stream(Dataset[Batch]):
         return scales
 
     def _read(self, image: int, scales: Sequence[int]) -> tuple[tuple[Array, ...], Bad | None]:
-        """The array of each source, and what was wrong with the image that others now stand in for."""
+        """The array of each source, and what was wrong with the image that a training image now stands in for."""
         least = [
             None if k == 1 else (int(source.sizes[image, 0]) // k, int(source.sizes[image, 1]) // k)
             for source, k in zip(self.sources, scales, strict=True)
         ]
         if len(self.sources) == 1:
-            array, _, bad = self.images.read_or_replace(image, least[0])
+            array, _, bad = self.images.read_or_replace(image, least[0], self.train)
             return (array,), bad
-        arrays, _, bad = self.images.read_pair_or_replace(image, least)
+        arrays, _, bad = self.images.read_pair_or_replace(image, least, self.train)
         return arrays, bad
 
     def _room(self, view: int, count: int) -> Tensor:

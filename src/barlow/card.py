@@ -10,6 +10,7 @@ from typing import Any
 from barlow.config import OWN
 from barlow.encoder import read_config
 from barlow.files import atomic_write
+from barlow.index import OK
 from barlow.judgement import evaluation_table
 from barlow.report import Folder, read_folder
 from barlow.story import last, overall, spell
@@ -118,14 +119,18 @@ def _images(run: Folder) -> str:
 
 
 def _count(run: Folder) -> int:
-    """Number of images in the run's index; 0 when there is none."""
+    """Number of images that were trained on, which neither the held-out nor the quarantined ones were; 0 where there
+    is no index."""
     import pyarrow.parquet as pq
 
     index = run.path / "index.parquet"
     try:
-        return int(pq.read_metadata(index).num_rows) if index.is_file() else 0
+        status = pq.read_table(index, columns=["status"])["status"].to_pylist() if index.is_file() else []
     except (OSError, ValueError):
         return 0
+    usable = [word for word in status if word == OK]
+    broken = [row for row in run.quarantined if row.get("found") == "pixels"]
+    return max(0, len(usable) - len(broken) - len(run.held_out.get("keys", ())))
 
 
 def _settings(config: dict[str, Any], run: Folder) -> str:

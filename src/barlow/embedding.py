@@ -41,11 +41,11 @@ AHEAD = 8  # images that a thread prepares at a time
 
 def embed_images(
     encoder: Encoder, images: Images, batch_size: int = BATCH, what: str = "embedding", part: Part = WHOLE,
-    through: Callable[[Tensor], Tensor] | None = None,
+    through: Callable[[Tensor], Tensor] | None = None, told: bool = False,
 ) -> Rows:  # fmt: skip
     """(keys, features (n, features) float32) of consecutive images, a batch at a time, on the encoder's device.
 
-    An unreadable image is left out and named on standard error; ``what`` names the job in the progress line. Of a
+    An unreadable image is left out and, but for ``told``, named on standard error; ``what`` names the job. Of a
     ``part``, the images of ``numbers``: which images go through the encoder together does not depend on the parts, nor
     therefore does a bit of their features. ``through``: what becomes of a batch, if not what ``encoder`` makes of it.
     """
@@ -67,7 +67,8 @@ def embed_images(
         prepared = progress(map(prepare, range(len(mine))), what, len(mine))
     for i, pixels in zip(mine, prepared, strict=True):
         if isinstance(pixels, BadImage):
-            print(f"left out {images.key(i)}: {pixels.reason}", file=sys.stderr)
+            if not told:
+                print(f"left out {images.key(i)}: {pixels.reason}", file=sys.stderr)
         else:
             keys.append(images.key(i))
             batch.append(pixels)

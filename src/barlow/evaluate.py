@@ -123,10 +123,10 @@ def compare(
     pixels, digests, how = raw_pixels(labelled.images)
     labelled = divided(labelled, digests, seed)
     read = np.array([digest is not None for digest in digests])
-    columns, weights = {}, {}
+    columns, weights = dict[str, Floats](), {}
     for name, encoder in encoders.items():
         weights[name] = fingerprint(encoder)
-        columns[name] = features_of(encoder, labelled.images, batch_size, f"embedding, {name}")
+        columns[name] = features_of(encoder, labelled.images, batch_size, f"embedding, {name}", told=bool(columns))
         if fingerprint(encoder) != weights[name]:
             raise RuntimeError(f"the {name} encoder was changed by being used: its figures would not be its own")
         if not np.isfinite(columns[name][read]).all():

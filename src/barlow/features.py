@@ -58,13 +58,13 @@ def _pixels(images: Images, height: int, width: int, i: int) -> tuple[Floats, by
     return unit.reshape(-1), digest.digest()
 
 
-def features_of(encoder: Encoder, sources: Sequence[Images], batch_size: int, what: str) -> Floats:
-    """Features (n, d) of all images of all sources; nan where an image cannot be read."""
+def features_of(encoder: Encoder, sources: Sequence[Images], batch_size: int, what: str, told: bool = False) -> Floats:
+    """Features (n, d) of all images of all sources; nan where one cannot be read, which is said unless ``told``."""
     parts = []
     for images in sources:
         place = {images.key(i): i for i in range(len(images))}
         features = np.full((len(images), encoder.features), np.nan, np.float32)
-        for keys, batch in embed_images(encoder, images, batch_size, what):
+        for keys, batch in embed_images(encoder, images, batch_size, what, told=told):
             features[[place[key] for key in keys]] = batch
         parts.append(features)
     return np.concatenate(parts)

@@ -114,7 +114,7 @@ def fine_tune_rows(
             what = f"{protocol}, {name}"
             network = fine_tuned(encoder, labelled.images[0], rows, values[rows], classes, seed=seed, what=what)
             tuned = cast(Encoder, Tuned(encoder, network, classes))
-            answers = features_of(tuned, labelled.images, batch_size, what)[test].argmax(axis=1)
+            answers = features_of(tuned, labelled.images, batch_size, what, told=True)[test].argmax(axis=1)
             row[name] = accuracy(truth, answers)
             row["intervals"][name] = list(wilson(int((answers == truth).sum()), len(truth)))
             details[name] = (truth, answers)

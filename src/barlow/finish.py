@@ -45,4 +45,7 @@ def write_results(session: Session, folder: Path, quiet: bool) -> None:
         raise Stopped(f"Training is done and saved, but {folder} does not take its results: {error.strerror or error}. "
                       f"Make room, then: barlow pretrain --resume {in_shell(folder)}") from None  # fmt: skip
     if not quiet:
+        if session.quarantine and (count := len(session.quarantine.written)):
+            say(f"{'left out':<{WORD}} {count:,} unusable image{'s' * (count > 1)}, each with its reason in "
+                f"{folder / 'quarantine.jsonl'}")  # fmt: skip
         say(f"{'encoder':<{WORD}} {folder / 'encoder'}\n{'report':<{WORD}} {report}")

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from barlow.batches import SPLIT_EPOCH, Batch, Scale, Stream
 from barlow.draws import IntArray
+from barlow.errors import DataError
 from barlow.health import Diagnosis, measure, measure_pair
 from barlow.neighbours import lidar
 from barlow.network import Twins
@@ -33,13 +34,22 @@ class HeldOut:
     """Held-out images, their clean crops and one fixed draw of each view, kept ready on the host.
 
     ``outputs`` costs three passes of the network without gradient over at most a few hundred images. Of given pairs the
-    clean image is the first of each, as the first encoder is the one that the run is about.
+    clean image is the first of each, as the first encoder is the one that the run is about. ``bad``: those of the
+    chosen that cannot be used; nothing stands in for them. Raises DataError where fewer than two can be.
     """
 
     def __init__(self, source: Stream, chosen: IntArray, *, scales: Sequence[Scale], device: torch.device) -> None:
         images, size, epochs = source.images, source.size, np.full(len(chosen), SPLIT_EPOCH)
-        self.clean = source.batch(-1, chosen, epochs, (View(),))
-        self.batch = source.batch(-1, chosen, epochs, source.views)
+        clean, batch = (source.batch(-1, chosen, epochs, views) for views in ((View(),), source.views))
+        self.bad = list({bad.image: bad for bad in (*clean.bad, *batch.bad)}.values())
+        good = ~np.isin(chosen, [bad.image for bad in self.bad])
+        if good.sum() < 2:
+            first = f"{self.bad[0].key}: {self.bad[0].reason}"
+            raise DataError(f"of {len(chosen)} held-out images fewer than two can be used; the first, {first}")
+        if self.bad:
+            chosen, epochs = chosen[good], epochs[good]
+            clean, batch = part(clean, good), part(batch, good)
+        self.clean, self.batch = clean, batch
         self.source, self.scales, self.device = source, scales, device
         self.keys = [images.key(int(i)) for i in chosen]
         if images.shape:
@@ -118,7 +128,7 @@ def drawings(samples: Tensor) -> NDArray[np.uint8]:
     return (tall.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
 
 
-def part(batch: Batch, rows: slice) -> Batch:
+def part(batch: Batch, rows: slice | NDArray[np.bool_]) -> Batch:
     """Some images of a batch."""
     crops, draws = [c[rows] for c in batch.crops], [d[rows] for d in batch.draws]
     return Batch(batch.step, batch.images[rows], batch.epochs[rows], crops, draws, [])

@@ -142,15 +142,18 @@ class Images:
             raise BadImage(f"is {array.shape[0]}×{array.shape[1]} now and was {height}×{width} when it was indexed")
         return array
 
-    def read_or_replace(self, i: int, at_least: tuple[int, int] | None = None) -> tuple[Array, int, Bad | None]:
+    def read_or_replace(
+        self, i: int, at_least: tuple[int, int] | None = None, among: IntArray | None = None
+    ) -> tuple[Array, int, Bad | None]:
         """(array, number of the image that was read, what was wrong with image ``i`` or None).
 
         Which image stands in for a bad one depends on ``i`` alone, so a run with bad files is the same run each time.
+        It is one of ``among`` (sorted numbers), where they are given: held-out images must not stand in.
         """
-        return self._or_replace(i, lambda k: self.read(k, at_least))
+        return self._or_replace(i, lambda k: self.read(k, at_least), among)
 
     def read_pair_or_replace(
-        self, i: int, at_least: Sequence[tuple[int, int] | None] = (None, None)
+        self, i: int, at_least: Sequence[tuple[int, int] | None] = (None, None), among: IntArray | None = None
     ) -> tuple[tuple[Array, Array], int, Bad | None]:
         """As ``read_or_replace``, for pairs: (image, its partner); where one of them is bad, both are replaced."""
         assert self.second is not None
@@ -163,7 +166,7 @@ class Images:
             except BadImage as error:
                 raise BadPartner(error.reason) from None
 
-        return self._or_replace(i, read)
+        return self._or_replace(i, read, among)
 
     def reducible(self, i: int) -> bool:
         """Whether image ``i`` may be a JPEG that still has to be decoded, so that reading it smaller saves time."""
@@ -172,19 +175,20 @@ class Images:
         ending = os.path.splitext(self.rows["path"][int(i)].as_py())[1].lower()  # noqa: PTH122 - bytes
         return ending in JPEG_ENDINGS or ending not in sources.ENDINGS
 
-    def _or_replace(self, i: int, read: Callable[[int], T]) -> tuple[T, int, Bad | None]:
+    def _or_replace(self, i: int, read: Callable[[int], T], among: IntArray | None) -> tuple[T, int, Bad | None]:
         try:
             return read(int(i)), int(i), None
         except BadImage as error:
             of = self.second if isinstance(error, BadPartner) and self.second else self
             bad = Bad(int(i), of.key(i), error.reason, of is not self)
-        for other in replacements(int(i), len(self)):
+        for place in replacements(int(i), len(self) if among is None else len(among)):
+            other = place if among is None else int(among[place])
             with contextlib.suppress(BadImage):
                 return read(other), other, bad
         raise DataError(f"{bad.key} cannot be read ({bad.reason}), nor can {TRIES} others that were tried in its place")
 
 
 def replacements(i: int, length: int) -> list[int]:
-    """The images to try in place of image ``i``, in this order: a function of ``i`` and the length alone."""
+    """The places, of so many, of the images to try for image ``i``, in this order: a function of these two alone."""
     places = draws.uniforms(0, 0, np.array([i]), draws.VIEWS - 1, TRIES)[0]
     return [int(k) for k in places * length]

@@ -262,7 +262,7 @@ def open_session(parts: Ready, begun: Begun, started: float, allow: Collection[s
         if changed:  # what --allow accepts is written only now, as it has turned out to work
             run.write_config(to_toml(config))
             session.save()
-        if not name or changed:
+        if not name or changed or parts.held_out.bad:
             run.snapshot("held_out", **parts.held_out.pictures())
         stack.enter_context(copies(run, config))
     return session

@@ -81,11 +81,17 @@ class Session:
         """Passes over the training images so far."""
         return self.step * self.parts.source.batch_size / len(self.parts.source.train)
 
+    @property
+    def seen(self) -> int:
+        """Images that were tried so far: the held-out ones, and those of the steps."""
+        return (self.parts.config.held_out or 0) + self.step * self.parts.source.batch_size
+
     def begin(self) -> None:
         """Once the step is known: the quarantine of a run that is resumed goes on where it was."""
         if self.run:
-            seen, share = self.step * self.parts.source.batch_size, self.parts.config.max_bad or 0.0
-            self.quarantine = Quarantine(self.parts.images, self.run.folder / "quarantine.jsonl", share, seen)
+            share, file = self.parts.config.max_bad or 0.0, self.run.folder / "quarantine.jsonl"
+            self.quarantine = Quarantine(self.parts.images, file, share, self.seen)
+        self.tell(self.parts.held_out.bad if ranks.rank() == 0 else [])
         self._saved_step = self.step
         self.started = self.saved = self._last = time.monotonic()
 
@@ -112,7 +118,7 @@ class Session:
         self._last, self.step = now, batch.step + 1
         self.skipped, self.in_a_row = self.skipped + skipped, self.in_a_row + 1 if skipped else 0
         if self.quarantine:
-            self.quarantine.seen = min(self.step * self.parts.source.batch_size, len(self.parts.images))
+            self.quarantine.seen = min(self.seen, len(self.parts.images))
         if self.in_a_row > SKIPPED:
             raise NumbersError(f"float16 has skipped {SKIPPED} steps in a row, for their gradients overflow")
 
@@ -130,7 +136,7 @@ class Session:
     def tell(self, news: list[Bad]) -> None:
         """Hands new bad images of all processes to the quarantine. DataError, on all, when there are too many."""
         self._told.update(bad.key for bad in news)
-        everyone: list[list[tuple[int, str, str]]] = ranks.gather([(bad.image, bad.key, bad.reason) for bad in news])
+        everyone: list[list[tuple[int, str, str, bool]]] = ranks.gather([(*bad,) for bad in news])
         with together():
             if self.quarantine:
                 new = [Bad(*bad) for part in everyone for bad in part]
