@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,12 @@ def test_what_is_needed_is_said() -> None:
         with pytest.raises(UserError) as refused:
             Config(**{given: "x"})  # type: ignore[arg-type]
         assert str(refused.value) == words
+    for name in ("mean", "mean_b"):
+        with pytest.raises(UserError, match=rf"^{name} = \(nan,\) holds something that is no finite number\.$"):
+            Config(**{name: (math.nan,)})  # type: ignore[arg-type]
+    for name, value in (("std", 0.0), ("std_b", -0.25), ("std_b", math.inf)):
+        with pytest.raises(UserError, match=rf"^{name} = .* holds something that is no finite number above 0\.$"):
+            Config(**{name: (0.5, value)})  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"encoder = 3 is not a text\."):
         Config(encoder=3)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"a\.toml: lr = -1 is outside its range"):

@@ -11,8 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -732,10 +732,37 @@ def test_a_complete_run_says_so(tiny: Make, capsys: pytest.CaptureFixture[str]) 
     assert "note: all 8 steps are done already; for a longer run: --steps N --allow steps" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
-def test_whatever_the_program_around_a_run_is_doing(tiny: Make, around: Any) -> None:
-    with around():
-        assert saved(pretrain(tiny(), quiet=True)) == 8
+@contextmanager
+def float64_by_default() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        assert torch.get_default_dtype() == torch.float64
+        torch.set_default_dtype(torch.float32)
+
+
+AROUND: dict[str, Callable[[], Any]] = {
+    "no_grad": torch.no_grad,
+    "inference mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "float64": float64_by_default,
+    "another device": lambda: torch.device("meta"),
+}
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_whatever_the_program_around_a_run_is_doing(tiny: Make, tmp_path: Path, around: str) -> None:
+    """Kills: a run in the caller's precision, type or device, which config.toml does not say; and a caller's random
+    numbers that begin anew with every run."""
+    plain = pretrain(tiny(out=str(tmp_path / "plain")), quiet=True)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    with AROUND[around]():
+        run = pretrain(tiny(), quiet=True)
+    assert same(weights(run), weights(plain))
+    assert torch.equal(torch.rand(3), expected)
 
 
 def test_a_length_that_is_refused_is_not_written(tiny: Make) -> None:

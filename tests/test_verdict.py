@@ -228,3 +228,7 @@ def test_few_images_are_not_praised_for_what_they_cannot_show() -> None:
     assert said.verdict == "healthy"
     assert "15 images are too few to tell copies, clusters or a cliff" in said.sentence
     assert "without" not in said.sentence
+    for n, told in ((127, True), (128, False)):
+        said = diagnose(np.random.default_rng(0).standard_normal((n, 64)))
+        assert said.verdict == "healthy"
+        assert (f"which of only {n} images says little" in said.sentence) is told

@@ -265,10 +265,11 @@ def _in_range(config: Config) -> None:
             raise UserError(f"{word(name)} = {value} is outside its range, {low:g} to {high:g}.")
     if isinstance(config.projector, tuple) and min(config.projector, default=0) < 1:
         raise UserError(f"projector = {config.projector} has no width, or one below 1.")
-    if not all(math.isfinite(value) for value in config.mean or ()):
-        raise UserError(f"mean = {config.mean} holds something that is no finite number.")
-    if not all(0 < value < math.inf for value in config.std or (1.0,)):
-        raise UserError(f"std = {config.std} holds something that is no finite number above 0.")
+    for name, least, above in (("mean", -math.inf, ""), ("std", 0.0, " above 0")):
+        for full in (name, f"{name}_b"):
+            value = getattr(config, full) or ()
+            if not all(least < number < math.inf for number in value):
+                raise UserError(f"{full} = {value} holds something that is no finite number{above}.")
     for name in ("time_limit", "timeout"):
         if text := getattr(config, name):
             from barlow.signals import parse_duration  # here, because help has no time for multiprocessing

@@ -80,6 +80,23 @@ def launch(config: Config, stack: ExitStack) -> Fabric:
     return fabric
 
 
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Inside, torch is as it begins, whatever the program around this run has set: no inference mode, autocast, default
+    type or device of another's. Afterwards all that is as it was, and so are its random numbers on the processor."""
+    kept = torch.get_default_dtype()
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        for kind in ("cpu", "cuda"):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":  # seldom, as it makes every call of torch slower
+            stack.enter_context(torch.device("cpu"))
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.callback(torch.set_default_dtype, kept)
+        torch.set_default_dtype(torch.float32)
+        yield
+
+
 def patience(config: Config) -> float:
     """Seconds that one process of the run waits for another before it takes it for dead."""
     return parse_duration(config.timeout) if config.timeout else TIMEOUT

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning_fabric import Fabric
 from torch import nn
 
@@ -24,7 +23,7 @@ from barlow.environment import environment
 from barlow.errors import UserError
 from barlow.finish import finish
 from barlow.images import Images, write_index
-from barlow.launch import for_a_later_call, launch
+from barlow.launch import for_a_later_call, launch, undisturbed
 from barlow.length import TRIAL_SECONDS, Pace, steps_of_epochs, steps_of_minutes, trial
 from barlow.loggers import check_installed, copies
 from barlow.looks import looks
@@ -93,7 +92,7 @@ def pretrain(
     with ExitStack() as stack:
         check_text(images=config.images or "", out=out)
         stack.enter_context(signals_outside_training(out))
-        stack.enter_context(torch.inference_mode(False))  # whatever the program around this run is doing
+        stack.enter_context(undisturbed())
         config = on_as_many(config, out)
         fabric = launch(config, stack)
         quiet = quiet or ranks.rank() > 0

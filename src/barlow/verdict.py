@@ -47,6 +47,7 @@ from dataclasses import dataclass
 WAY = 0.15  # of the way from the untrained network's twins_near to 1, below which nothing much has been learned
 FOUND = 0.9  # twins_near of an untrained network from which on there is no way left to measure
 ENOUGH = 16  # images from which on rules 3 to 5 speak
+FEW = 128  # images below which a verdict is a guess: "healthy" says how many it is of
 COPIED = 0.75  # share of copied dimensions that is too large in an embedding in training, whatever the spectrum
 
 WORDS = (
@@ -250,6 +251,8 @@ def _unrelated(m: Mapping[str, float]) -> tuple[str, str] | None:
 
 def _praise(m: Mapping[str, float]) -> str:
     spread = f"The images spread over {m['effective_rank']:.0f} of {min(m['n'] - 1, m['d']):.0f} directions"
+    if ENOUGH <= m["n"] < FEW:
+        spread += f", which of only {m['n']:.0f} images says little"
     if "twins_found" in m:
         return f"{spread}; {m['twins_found']:.0%} find their own second view (chance {1 / m['n']:.1%})."
     if m["n"] < ENOUGH:
