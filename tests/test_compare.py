@@ -6,18 +6,21 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from corpus import folder_of
 
 from barlow import Config, pretrain
+from barlow.batches import split
 from barlow.cli import app
-from barlow.compare import common, compare, finds, holds_out_the_same, of_range, seen, table
+from barlow.compare import MOST, common, compare, finds, has_not_seen, of_range, seen, spread, table
 from barlow.config import to_toml
 from barlow.encoder import load_encoder
 from barlow.errors import UserError
 from barlow.health import lidar
-from barlow.images import open_images
+from barlow.images import open_images, write_index
 from barlow.neighbours import between_over_within
 from barlow.runlog import read_metrics
 
@@ -107,14 +110,40 @@ def test_a_run_that_may_know_the_images_is_told(
     assert f"note: {other} held out other images than {pair[0]} and may have trained" in capsys.readouterr().err
 
 
-def test_which_settings_hold_out_the_same_images(tmp_path: Path) -> None:
-    first = Config("photos", seed=1, held_out=512)
-    for other, same in (
-        (first.replace(out="elsewhere", steps=9), True), (first.replace(images="others"), False),
-        (first.replace(seed=2), False), (first.replace(held_out=100), False),
-    ):  # fmt: skip
-        (tmp_path / "config.toml").write_text(to_toml(other))
-        assert holds_out_the_same(tmp_path, first) == same
+def test_which_runs_have_not_seen_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kills: settings compared, not images: the same ones over a pile that has grown hold out others, and one folder
+    under two names is one."""
+    monkeypatch.chdir(tmp_path)
+    folder_of(tmp_path / "photos", 60)
+    folder_of(tmp_path / "others", 60)
+
+    def run(name: str, **changes: Any) -> Path:
+        config = Config(**{"images": "photos", "seed": 1, "held_out": 20} | changes)
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.toml").write_text(to_toml(config))
+        write_index(open_images(config.images or ""), tmp_path / name / "index.parquet")
+        return tmp_path / name
+
+    about = common(run("first"))
+    assert has_not_seen(run("same", steps=9, images=str(tmp_path / "photos")), about)
+    assert has_not_seen(run("more", held_out=30), about)
+    for name, changes in {"fewer": {"held_out": 10}, "seed": {"seed": 2}, "other": {"images": "others"}}.items():
+        assert not has_not_seen(run(name, **changes), about)
+    folder_of(tmp_path / "photos" / "later", 10)
+    assert not has_not_seen(run("grown"), about)
+    (tmp_path / "same" / "index.parquet").unlink()
+    assert not has_not_seen(tmp_path / "same", about)
+    with pytest.raises(UserError, match=r"same/index.parquet, which names the images of the run, is gone: name some"):
+        common(tmp_path / "same")
+
+
+def test_of_many_held_out_images_some_of_all_are_asked_about() -> None:
+    """Kills: the first of them, which with folders of classes or days are those of the first folders."""
+    held_out = split(1, 2000, 700)[1]
+    asked = spread(held_out)
+    assert len(asked) == MOST
+    assert (asked[0], asked[-1]) == (held_out[0], held_out[-1])
+    assert np.array_equal(spread(held_out[:MOST]), held_out[:MOST])
 
 
 def test_a_copy_of_a_run_is_a_coin(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -127,6 +156,9 @@ def test_mistakes(pair: tuple[Path, Path], tmp_path: Path) -> None:
         compare(pair[:1])
     with pytest.raises(UserError, match="named twice"):
         compare([pair[0], pair[0]])
+    (tmp_path / "link").symlink_to(pair[0])
+    with pytest.raises(UserError, match="named twice"):
+        compare([pair[0], tmp_path / "link"])
     with pytest.raises(UserError, match=r"no config\.toml"):
         compare([tmp_path, pair[0]])
 

@@ -188,6 +188,21 @@ def test_the_probe_does_not_see_scale_or_offset() -> None:
     assert (protocols.linear_probe(train * 8 + 16, labels, test * 8 + 16) == plain).mean() > 0.995
 
 
+def test_weak_features_get_a_penalty_that_is_strong_enough() -> None:
+    """Kills: a choice that ends at a strength of 1, where wide and weak features are still fitted to noise."""
+    draw = np.random.default_rng(3)
+    x = draw.standard_normal((625, 400)).astype(np.float32)
+    y = (x @ draw.standard_normal((400, 1)) / 20 + 2 * draw.standard_normal((625, 1))).astype(np.float32)
+    train, test = slice(225), slice(225, None)
+    mean, deviation = x[train].mean(0), x[train].std(0)
+    scaled, level = (x - mean) / deviation, y[train].mean()
+    ridges = {s: Ridge(alpha=225 * s).fit(scaled[train], y[train] - level) for s in (1.0, 3.0, 10.0)}
+    theirs = {s: scores.r2(y[test], ridge.predict(scaled[test]) + level) for s, ridge in ridges.items()}
+    ours = scores.r2(y[test], protocols.ridge(x[train], y[train], x[test], seed=0))
+    assert theirs[10.0] > theirs[1.0] + 0.03
+    assert ours > theirs[1.0] + 0.03
+
+
 def test_noise_calls_for_a_strong_penalty_and_clean_classes_for_a_weak_one() -> None:
     chosen = []
     for spread in (30.0, 0.3):

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from barlow import index as tables
 from barlow.batches import Stream, split
 from barlow.config import Config, read_toml
 from barlow.console import say
@@ -60,14 +62,14 @@ def compare(runs: Sequence[str | Path], images: str | None = None) -> dict[str, 
     folders = [as_path(run, "a run") for run in runs]
     if len(runs) < 2:
         raise UserError("Give two runs or more: one alone has nothing to be compared with.")
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UserError("A run is named twice.")
     about = common(folders[0], images)
-    others = [str(run) for run in folders[1:] if not holds_out_the_same(run, about.config)]
+    others = [str(run) for run in folders[1:] if not has_not_seen(run, about)]
     if others and images is None:
         say(f"note: {', '.join(others)} held out other images than {folders[0]} and may have trained on those that are "
             "asked about; name some that none has seen with --images")  # fmt: skip
     finding = {str(run): finds(seen(load_encoder(run), about)) for run in progress(runs, "comparing", len(runs))}
-    if len(finding) < len(runs):
-        raise UserError("A run is named twice.")
     values = {name: found.mean() for name, found in finding.items()}
     order = sorted(values, key=lambda name: -values[name])
     n = len(about.chosen)
@@ -86,11 +88,18 @@ def _ahead(one: Floats, other: Floats) -> float:
     return float((one > other).mean() + 0.5 * (one == other).mean())
 
 
-def holds_out_the_same(run: Path, first: Config) -> bool:
-    """Whether the held-out images of a first run were held out by this one too, as far as its settings tell."""
-    file = run / "config.toml"
-    own = read_toml(file) if file.is_file() else Config()
-    return (own.images, own.seed, own.held_out) == (first.images, first.seed, first.held_out)
+def has_not_seen(run: Path, about: Common) -> bool:
+    """Whether a run trained on none of the images asked about, as far as its folder tells; its pile may have been
+    smaller or larger than theirs."""
+    settings, index = run / "config.toml", run / "index.parquet"
+    if not (settings.is_file() and index.is_file()):
+        return False
+    own, theirs = read_toml(settings), about.config.images
+    if own.images is None or theirs is None or Path(own.images).absolute() != Path(theirs).absolute():
+        return False
+    paths = tables.usable(tables.read(index)[0])[0]["path"]
+    trained = paths.take(split(own.seed or 0, len(paths), own.held_out or 2)[0])
+    return not pc.any(pc.is_in(about.images.rows["path"].take(about.chosen), value_set=trained)).as_py()
 
 
 def common(first: Path, images: str | None = None) -> Common:
@@ -101,13 +110,20 @@ def common(first: Path, images: str | None = None) -> Common:
     config = read_toml(path)
     if images is not None:
         opened = open_images(images, channels=config.channels)
-        return Common(opened, np.unique(np.linspace(0, len(opened) - 1, MOST).astype(np.int64)), config)
+        return Common(opened, spread(np.arange(len(opened))), config)
     index = first / "index.parquet"
-    if config.images is None or not index.is_file():
+    if config.images is None:
         raise UserError(f"{first} was trained on images given from Python: name some with --images")
+    if not index.is_file():
+        raise UserError(f"{index}, which names the images of the run, is gone: name some with --images")
     opened = open_images(config.images, channels=config.channels, index=index)
     opened = replace(opened, second=None)  # of given pairs: the encoder compared is that of the first images
-    return Common(opened, split(config.seed or 0, len(opened), config.held_out or 2)[1][:MOST], config)
+    return Common(opened, spread(split(config.seed or 0, len(opened), config.held_out or 2)[1]), config)
+
+
+def spread(numbers: IntArray) -> IntArray:
+    """These, or of more than ``MOST`` as many evenly spread ones: names are often in the order of classes or days."""
+    return numbers[np.unique(np.linspace(0, len(numbers) - 1, MOST).astype(np.int64))]
 
 
 def seen(encoder: Encoder, about: Common) -> Floats:
