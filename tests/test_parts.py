@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +16,7 @@ from conftest import blobs
 from PIL import Image
 from test_encoder import write
 
+import barlow.parts
 from barlow import embed
 from barlow.embedding import embed_to_file, numbers
 from barlow.errors import UserError
@@ -87,7 +90,8 @@ def test_a_part_is_kept_until_something_differs(encoder: Path, images: Path, tmp
         path.write_bytes(damaged)
         assert again() == (False, 2)
         assert path.read_bytes() == first
-    other = write(tmp_path / "other", channels=3)
+    other = Path(shutil.copytree(encoder, tmp_path / "other"))
+    (other / "config.json").write_text((other / "config.json").read_text().replace('"test"', '"others"'))
     assert again(other) == (False, 1)  # the first part is of another encoder
     assert path.read_bytes() != first
     assert again() == (False, 2)
@@ -144,3 +148,40 @@ def test_wrong_folders(encoder: Path, images: Path, tmp_path: Path) -> None:
     embed_part(encoder, images, tmp_path / "parts", (1, 2))
     with pytest.raises(UserError, match="holds parts of 2, not of 3"):
         embed_part(encoder, images, tmp_path / "parts", (1, 3))
+
+
+def test_two_processes_at_one_part_leave_each_other_alone(
+    encoder: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kills: the file of a process that is at work taken for one that was left over, and removed under its hands."""
+    (tmp_path / "parts").mkdir()
+    torn = tmp_path / "parts" / ".part-001-of-002.parquet.0123abcd.tmp"
+    torn.write_bytes(b"PAR1")
+    real, inner = barlow.parts.embed_images, []
+
+    def interrupted(*given: Any) -> Any:
+        for rows in real(*given):
+            if not inner:
+                inner.append(None)  # no further one inside the second
+                inner[0] = embed_part(encoder, images, tmp_path / "parts", (1, 2), batch_size=BATCH)
+            yield rows
+
+    monkeypatch.setattr(barlow.parts, "embed_images", interrupted)
+    first = embed_part(encoder, images, tmp_path / "parts", (1, 2), batch_size=BATCH)
+    assert (first.rows, first.kept) == (inner[0].rows, inner[0].kept) == (11, False)
+    assert [file.name for file in (tmp_path / "parts").iterdir()] == ["part-001-of-002.parquet"]
+
+
+def test_numbers_and_notes_of_ones_own_are_not_replaced(encoder: Path, images: Path, tmp_path: Path) -> None:
+    """Kills: any two-dimensional .npy with a .txt beside it taken for an earlier output."""
+    array, notes = tmp_path / "x.npy", tmp_path / "x.txt"
+    for mine, text in ((np.zeros((3, 2)), "a\nb\nc\n"), (np.zeros((3, 2), np.float32), "my precious notes\n")):
+        np.save(array, mine)
+        notes.write_text(text)
+        with pytest.raises(UserError, match=r"x\.npy"):
+            embed_to_file(encoder, images, array)
+        assert np.array_equal(np.load(array), mine)
+        assert notes.read_text() == text
+    array.unlink()
+    notes.unlink()
+    assert [embed_to_file(encoder, images, array) for _ in range(2)] == [24, 24]

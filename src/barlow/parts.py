@@ -11,6 +11,8 @@ import json
 import os
 import re
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ from barlow.errors import UserError
 from barlow.files import check_output, digest, sync_folder
 from barlow.guard import BadImage
 from barlow.images import Images
+from barlow.lock import kernel_lock
 
 ABOUT = b"barlow"  # the key in the metadata of a part
 NAME = re.compile(r"part-(\d+)-of-(\d+)\.parquet")
@@ -95,19 +98,34 @@ def embed_part(run: str | Path, images: Any, folder: str | Path, part: Part, *, 
     rows = _rows_of(path, about)
     if rows is not None:
         return Written(path, rows, True, _done(folder, about))
-    for torn in folder.glob(f".{path.name}.*.tmp"):
-        torn.unlink(missing_ok=True)
-    beside = folder / f".{path.name}.{secrets.token_hex(4)}.tmp"
-    try:
+    _remove_torn(path)
+    with _beside(path) as beside:
         features = embed_images(encoder, source, batch_size, f"part {part[0]} of {part[1]}", part)
         rows = write_parquet(beside, features, encoder.features, {ABOUT.decode(): json.dumps(about)})
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
+    return Written(path, rows, False, _done(folder, about))
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A file to write, which afterwards is at ``path``, whole; locked meanwhile, so that others know it is in use."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with beside.open("wb") as held:
+            kernel_lock(held.fileno())
+            yield beside
+            os.fsync(held.fileno())
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
-    sync_folder(folder)
-    return Written(path, rows, False, _done(folder, about))
+    sync_folder(path.parent)
+
+
+def _remove_torn(path: Path) -> None:
+    """Removes what was left of earlier tries by processes that are gone; another one may be at the same part now."""
+    for torn in path.parent.glob(f".{path.name}.*.tmp"):
+        with suppress(FileNotFoundError), torn.open("r+b") as file:
+            if kernel_lock(file.fileno()):
+                torn.unlink(missing_ok=True)
 
 
 def _name(part: Part) -> str:
