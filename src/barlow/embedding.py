@@ -137,12 +137,16 @@ def load_on_device(run: str | Path, model: nn.Module | None = None) -> Encoder:
 
 def open_for(encoder: Encoder, images: Any, part: Part = WHOLE) -> Images:
     """The images as the encoder was trained on them; those that the index leaves out are named on standard error, by
-    the first of several parts."""
+    the first of several parts. UserError for none, and for samples where it takes images."""
+    if images is None:
+        raise UserError("there is nothing to embed: give images, such as a folder, a list of paths or an array.")
     if encoder.shape:
         source = open_images(images if isinstance(images, Samples) else Samples(images))
         if source.shape != encoder.shape:
             raise UserError(f"the encoder takes samples of shape {encoder.shape}, not {source.shape}")
         return source
+    if isinstance(images, Samples):
+        raise UserError("the encoder takes images, and Samples are none: give an array (n, h, w, c).")
     source = open_images(images, channels=encoder.channels, value_range=encoder.value_range)
     encoder.check_dtype(source.dtype)
     if source.second is not None and part[0] == 1:
@@ -181,7 +185,9 @@ def _is_former(output: Path) -> bool:
     """Whether a file is what ``embed_to_file`` writes."""
     if output.suffix == ".parquet":
         return bool(pq.read_schema(output).names == COLUMNS)
-    return output.with_suffix(".txt").is_file() and np.load(output, mmap_mode="r", allow_pickle=False).ndim == 2
+    array, names = np.load(output, mmap_mode="r", allow_pickle=False), output.with_suffix(".txt")
+    alike = array.ndim == 2 and array.dtype == np.float32
+    return bool(alike and names.is_file() and names.read_bytes().count(b"\n") == len(array))
 
 
 def _write_parquet(path: Path, _: Path, rows: Rows, encoder: Encoder, __: int) -> int:
