@@ -751,16 +751,18 @@ AROUND: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("around", AROUND)
-def test_whatever_the_program_around_a_run_is_doing(tiny: Make, tmp_path: Path, around: str) -> None:
-    """Kills: a run in the caller's precision, type or device, which config.toml does not say; and a caller's random
-    numbers that begin anew with every run."""
-    plain = pretrain(tiny(out=str(tmp_path / "plain")), quiet=True)
+def test_whatever_the_program_around_a_run_is_doing(tiny: Make, tmp_path: Path, around: str, precision: str) -> None:
+    """Kills: a run in the caller's precision, type or device, which config.toml does not say; weights of the first step
+    used in all, as an autocast around the run keeps what it has cast; and a caller's random numbers that begin anew
+    with every run."""
+    plain = pretrain(tiny(out=str(tmp_path / "plain"), precision=precision), quiet=True)
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
     with AROUND[around]():
-        run = pretrain(tiny(), quiet=True)
+        run = pretrain(tiny(precision=precision), quiet=True)
     assert same(weights(run), weights(plain))
     assert torch.equal(torch.rand(3), expected)
 

@@ -88,7 +88,12 @@ def undisturbed() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         for kind in ("cpu", "cuda"):
-            stack.enter_context(torch.autocast(kind, enabled=False))
+            if torch.is_autocast_enabled(kind):
+                stack.callback(torch.set_autocast_enabled, kind, True)
+                torch.set_autocast_enabled(kind, False)
+        # What autocast has cast it keeps until the outermost one ends: around a run, the weights of its first step.
+        stack.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
+        torch.set_autocast_cache_enabled(False)
         if torch.get_default_device().type != "cpu":  # seldom, as it makes every call of torch slower
             stack.enter_context(torch.device("cpu"))
         stack.enter_context(torch.random.fork_rng(devices=[]))
