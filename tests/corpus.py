@@ -58,6 +58,8 @@ def good_files() -> dict[str, bytes]:
         "grey.png": encoded(grey, "PNG"),
         "palette.png": encoded(palette, "PNG"),
         "deep.png": encoded(Image.fromarray(grey.squeeze().astype(np.uint16) * 257), "PNG"),
+        "deep colour.png": deep_png(colour.astype(np.uint16) * 257),
+        "deep grey with transparency.png": deep_png(picture(channels=2).astype(np.uint16) * 257),
         "plain.bmp": encoded(colour, "BMP"),
         "plain.dib": encoded(colour, "DIB"),
         "plain.gif": encoded(palette, "GIF"),
@@ -81,6 +83,17 @@ def png(width: int, height: int, depth: int = 1, colour: int = 0, data: bytes = 
     """A PNG that claims a size."""
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
     return PNG + head + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+
+
+def deep_png(array: Array, interlaced: bool = False, clear: bytes = b"") -> bytes:
+    """A PNG of 16 bits from (h, w, c): grey or colour, each with or without transparency; ``clear``: its tRNS."""
+    height, width, channels = array.shape
+    seven = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+    passes = [array[y::dy, x::dx] for y, x, dy, dx in seven] if interlaced else [array]
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for one in passes if one.size for line in one)
+    head = struct.pack(">IIBBBBB", width, height, 16, (0, 4, 2, 6)[channels - 1], 0, 0, interlaced)
+    body = chunk(b"IHDR", head) + (chunk(b"tRNS", clear) if clear else b"") + chunk(b"IDAT", zlib.compress(lines))
+    return PNG + body + chunk(b"IEND", b"")
 
 
 def tiff(tags: dict[int, tuple[int, int, int]], next_ifd: int = 0, first_ifd: int = 8, tail: bytes = b"") -> bytes:

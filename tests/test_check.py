@@ -19,7 +19,8 @@ from barlow.config import Config
 from barlow.duplicates import groups, near_pairs, normalised, same, thumbnail
 from barlow.errors import DataError, UserError
 from barlow.images import open_images
-from barlow.survey import show_choices
+from barlow.prepare import look
+from barlow.survey import long_images, show_choices
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -253,6 +254,35 @@ def test_pages_that_are_not_used_are_said(tmp_path: Path, capsys: pytest.Capture
     images = open_images(tmp_path)
     show_choices(images, Config(batch_size=8, projector=(8, 8), lambda_=0.1), [])
     assert f"note: {said}" in capsys.readouterr().err
+
+
+def test_bands_that_are_laid_on_white_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Kills: a fourth band of bytes that is lost without a word, because it is marked as transparency."""
+    for k in range(3):
+        bands = np.dstack([scene(k), 255 - scene(k)[:, :, :1]])
+        Image.fromarray(bands).save(tmp_path / f"{k}.tif")
+    Image.fromarray(bands).save(tmp_path / "3.png")  # here it is what it says
+    said = "3 TIFF files have a fourth channel that is marked as transparency and laid on white"
+    said += ": if it is a band, give --channels 4"
+    report = check(tmp_path)
+    assert (report["marked"], report["channels"]) == (3, 3)
+    assert said in report["problems"]
+    config = Config(batch_size=8, projector=(8, 8), lambda_=0.1)
+    show_choices(open_images(tmp_path), config, [])
+    assert f"note: {said}" in capsys.readouterr().err
+    show_choices(open_images(tmp_path, channels=4), config, [])
+    assert "transparency" not in capsys.readouterr().err
+    kept = check(tmp_path, channels=4)
+    assert (kept["marked"], kept["channels"], len(kept["mean"])) == (0, 4, 4)
+    assert not any("transparency" in problem for problem in kept["problems"])
+
+
+def test_some_long_images_among_others_are_warned_of() -> None:
+    """Kills: a warning by the usual size alone, which two strips in five images do not change."""
+    found = look(open_images(np.zeros((10, 40, 48, 3), np.uint8)))
+    sizes = np.array([(40, 48)] * 6 + [(40, 400)] * 2 + [(400, 40)] * 2)
+    assert long_images(found, sizes).startswith("4 of 10 images are more than twice as long as wide")
+    assert not long_images(found, np.array([(40, 80)] * 9 + [(40, 400)]))
 
 
 def test_what_is_not_finite_is_counted_and_named(tmp_path: Path) -> None:

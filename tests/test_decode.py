@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from corpus import encoded, npy, picture
+from corpus import deep_png, encoded, npy, picture
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from barlow.decode import BadImage, Header, decode, header, mode_kind
+from barlow.decode import BadImage, Header, decode, has_alpha, header, mode_kind
 
 
 def image(mode: str, pixels: list[Any], width: int) -> Image.Image:
@@ -45,6 +45,7 @@ def animated(kind: str) -> bytes:
 
 GREY4 = np.array([[0, 1], [128, 255]], np.uint8)
 DEEP4 = np.array([[0, 1], [40000, 65535]], np.uint16)
+DEEP6 = np.uint16([[[0, 1, 256], [40000, 65535, 511], [3, 2, 1]]])
 REAL4 = np.array([[-1.5, 0.0], [2.25, 1e6]], np.float32)
 RED6 = [[[200, 0, 0]] * 3] * 2
 
@@ -60,6 +61,47 @@ ODD: dict[str, tuple[bytes, Any, str]] = {
     "16-bit png": (encoded(Image.fromarray(DEEP4), "PNG"), DEEP4[..., None], "I;16"),
     "16-bit tiff": (encoded(Image.fromarray(DEEP4), "TIFF"), DEEP4[..., None], "I;16"),
     "16-bit big-endian tiff": (tif(DEEP4, byteorder=">"), DEEP4[..., None], "I;16B"),
+    "16-bit colour png": (deep_png(DEEP6), DEEP6, "uint16x3"),
+    "16-bit colour png, interlaced": (deep_png(DEEP6, True), DEEP6, "uint16x3"),
+    # on white: (1000·32768 + 65535·32767) / 65535 = 33267.0
+    "16-bit colour with transparency": (
+        deep_png(np.uint16([[[1000, 0, 65535, 32768], [9, 9, 9, 0]]])),
+        np.uint16([[[33267, 32767, 65535], [65535] * 3]]),
+        "uint16x3 alpha",
+    ),
+    "16-bit grey with transparency": (
+        deep_png(np.uint16([[[1000, 32768], [9, 0], [9, 65535]]])),
+        np.uint16([[[33267], [65535], [9]]]),
+        "uint16x1 alpha",
+    ),
+    "16-bit, one colour transparent": (
+        deep_png(DEEP6, clear=DEEP6[0, 0].astype(">u2").tobytes()),
+        np.concatenate([[[[65535] * 3]], DEEP6[:, 1:2], DEEP6[:, 2:]], 1).astype(np.uint16),
+        "uint16x3",
+    ),
+    "16-bit, one grey transparent": (
+        deep_png(DEEP4[..., None], clear=b"\0\1"),
+        np.uint16([[[0], [65535]], [[40000], [65535]]]),
+        "I;16",
+    ),
+    "16-bit tiff, 0 is white": (tif(DEEP4, photometric="miniswhite"), 65535 - DEEP4[..., None], "I;16"),
+    "8-bit tiff, 0 is white": (tif(GREY4, photometric="miniswhite"), 255 - GREY4[..., None], "L"),
+    "1-bit tiff, 0 is white": (
+        tif(GREY4 > 100, photometric="miniswhite"),
+        [[[255], [255]], [[0], [0]]],
+        "1",
+    ),
+    "float tiff, 0 is white": (tif(REAL4, photometric="miniswhite"), REAL4[..., None], "F"),
+    "16-bit big-endian tiff, 0 is white": (
+        tif(DEEP4, photometric="miniswhite", byteorder=">"),
+        65535 - DEEP4[..., None],
+        "uint16x1",
+    ),
+    "16-bit pages, 0 is white": (
+        tif(np.stack([DEEP4] * 3), photometric="miniswhite", metadata={"axes": "CYX"}),
+        65535 - np.stack([DEEP4] * 3, 2),
+        "uint16x3",
+    ),
     "32-bit tiff": (
         encoded(image("I", [0, -7, 70000, 5], 2), "TIFF"),
         np.array([[[0], [-7]], [[70000], [5]]], np.float32),
@@ -149,6 +191,41 @@ ODD |= {
     ),
     "plain array, channels last": (tif(DEEP_BANDS), DEEP_BANDS, "uint16x13"),
     "plain array, channels first": (tif(DEEP_BANDS.transpose(2, 0, 1).copy()), DEEP_BANDS, "uint16x13"),
+    "stated axes, more channels than rows": (
+        tif(DEEP_BANDS[:4].transpose(2, 0, 1).copy(), photometric="minisblack", metadata={"axes": "CYX"}),
+        DEEP_BANDS[:4],
+        "uint16x13",
+    ),
+    "stated axes, channels last": (
+        tif(DEEP_BANDS[:, :5].copy(), photometric="minisblack", metadata={"axes": "YXC"}),
+        DEEP_BANDS[:, :5],
+        "uint16x13",
+    ),
+    "stated depths are no channels": (
+        tif(DEEP_BANDS.transpose(2, 0, 1).copy(), photometric="minisblack", metadata={"axes": "ZYX"}),
+        DEEP_BANDS[:, :, :1],
+        "I;16 animated",
+    ),
+    "stated depths that are no pages": (
+        tif(DEEP_BANDS, photometric="minisblack", metadata={"axes": "YXZ"}),
+        DEEP_BANDS[:, :, :1],
+        "uint16x1 animated",
+    ),
+    "stated depths and channels": (
+        tif(STACK, photometric="minisblack", metadata={"axes": "ZCYX"}),
+        STACK[0].transpose(1, 2, 0),
+        "uint16x3 animated",
+    ),
+    "stated times and depths": (
+        tif(STACK, photometric="minisblack", metadata={"axes": "TZYX"}),
+        STACK[0, 0, :, :, None],
+        "I;16 animated",
+    ),
+    "stated depths behind one page": (
+        tif(DEEP_BANDS.transpose(2, 0, 1).copy(), photometric="minisblack", metadata={"axes": "ZYX"}, truncate=True),
+        DEEP_BANDS[:, :, :1],
+        "uint16x1 animated",
+    ),
     "16-bit colour": (tif(DEEP_BANDS[:, :, :3].copy(), photometric="rgb"), DEEP_BANDS[:, :, :3], "uint16x3"),
     "fourth band": (
         tif(BANDS[:, :, :4].copy(), photometric="rgb", extrasamples=["unspecified"]),
@@ -213,7 +290,92 @@ def test_exif_orientation(kind: str, orientation: int) -> None:
     seen, array = header(data), decode(data)
     assert (seen.height, seen.width) == array.shape[:2] == (16, 32)
     assert np.abs(array.astype(int) - upright).max() < (60 if kind == "JPEG" else 1)
-    assert ("turned" in seen.mode) == (orientation > 1 and kind != "TIFF")
+    assert ("turned" in seen.mode) == (orientation > 1)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_of_what_goes_through_tifffile(orientation: int) -> None:
+    """Kills: scans and drone images of 16 bits or many bands that lie on their side, beside upright ones of 8 bits."""
+    stored = picture(16, 24)
+    upright = np.array(Image.open(io.BytesIO(encoded(stored, "TIFF", tiffinfo={274: orientation}))))  # as Pillow turns
+    for array in (stored.astype(np.uint16) * 257, np.concatenate([stored, stored], 2)):
+        photometric = "rgb" if array.shape[2] == 3 else "minisblack"
+        data = tif(array, photometric=photometric, planarconfig="contig", extratags=[(274, 3, 1, orientation, True)])
+        seen, read = header(data), decode(data)
+        assert (seen.height, seen.width) == read.shape[:2] == upright.shape[:2]
+        assert seen.mode == f"{array.dtype}x{array.shape[2]}{' turned' * (orientation > 1)}"
+        np.testing.assert_array_equal(read[:, :, :3], upright.astype(array.dtype) * (array.max() // stored.max()))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    block = encoded(stored, "PNG", exif=exif)
+    at = block.index(b"eXIf") - 4
+    size = int.from_bytes(block[at : at + 4], "big") + 12
+    data = deep_png(stored.astype(np.uint16) * 257)
+    data = data[:33] + block[at : at + size] + data[33:]
+    assert (header(data).height, header(data).width) == upright.shape[:2]
+    np.testing.assert_array_equal(decode(data), upright.astype(np.uint16) * 257)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_png_of_16_bits_keeps_every_bit_or_is_refused(channels: int, interlaced: bool) -> None:
+    """Kills: the upper byte alone, which leaves a camera of 12 bits 16 levels; garbage where a file is damaged."""
+    array = np.random.default_rng(channels).integers(0, 65536, (11, 13, channels)).astype(np.uint16)
+    data = deep_png(array, interlaced)
+    np.testing.assert_array_equal(decode(data, alpha=True), array)
+    for place in range(33, len(data), 7):
+        damaged = bytearray(data)
+        damaged[place] ^= 0x5A
+        try:
+            np.testing.assert_array_equal(decode(bytes(damaged), alpha=True), array)  # a check sum alone was hit
+        except BadImage:
+            continue
+    for length in range(0, len(data) - 30, 7):
+        with pytest.raises(BadImage):
+            decode(data[:length])
+
+
+def test_transparency_of_16_bits_is_laid_on_white_to_the_last_bit() -> None:
+    rng = np.random.default_rng(0)
+    array = rng.integers(0, 65536, (9, 9, 4)).astype(np.uint16)
+    array[0], array[1, :, 3], array[2, :, 3] = 65535, 0, 65535
+    colour, share = array[:, :, :3].astype(object), array[:, :, 3:].astype(object)
+    slow = (2 * (colour * share + 65535 * (65535 - share)) + 65535) // (2 * 65535)  # whole numbers of any length
+    np.testing.assert_array_equal(decode(deep_png(array)), slow.astype(np.uint16))
+
+
+# name: (bytes, with its transparency)
+SEEN_THROUGH = {
+    "png": (encoded(picture(channels=4), "PNG"), picture(channels=4)),
+    "webp": (encoded(np.maximum(picture(channels=4), 1), "WEBP", lossless=True), np.maximum(picture(channels=4), 1)),
+    "tiff": (encoded(picture(channels=4), "TIFF"), picture(channels=4)),
+    "grey png": (encoded(Image.fromarray(picture(channels=2), "LA"), "PNG"), picture(channels=2)),
+    "tiff, unassociated": (
+        tif(picture(channels=4), photometric="rgb", extrasamples=["unassalpha"], compression="zlib"),
+        picture(channels=4),
+    ),
+    # a band that is marked so must not divide the others
+    "tiff, associated": (tif(picture(channels=4), photometric="rgb", extrasamples=["assocalpha"]), picture(channels=4)),
+    "tiff, compressed": (
+        tif(picture(channels=4), photometric="rgb", extrasamples=["assocalpha"], compression="zlib"),
+        picture(channels=4),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SEEN_THROUGH)
+def test_transparency_is_kept_where_it_is_asked_for(name: str) -> None:
+    """Kills: the near infrared of four bands of bytes, which GDAL marks as transparency, laid on white."""
+    data, array = SEEN_THROUGH[name]
+    np.testing.assert_array_equal(decode(data, alpha=True), array)
+    mode = header(data).mode
+    assert has_alpha(mode)
+    assert (" marked" in mode) == name.startswith("tiff")
+    plain = decode(data)
+    assert plain.shape[2] == array.shape[2] - 1 == mode_kind(mode)[0]
+    np.testing.assert_array_equal(decode(data, alpha=False), plain)
+    assert not has_alpha(header(palette(1)).mode)
+    np.testing.assert_array_equal(decode(palette(1), alpha=True), decode(palette(1)))
 
 
 @pytest.mark.parametrize("exif", [b"II*\0\xff\xff\xff\xff", b"nonsense", b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0"])

@@ -13,6 +13,7 @@ import corpus
 import numpy as np
 import pytest
 from corpus import encoded, folder_of, keys, npy, picture, same
+from PIL import Image
 
 from barlow import sources
 from barlow.convert import choose, convert, find_range
@@ -209,6 +210,33 @@ def test_given_channels(tmp_path: Path) -> None:
     assert mixed.bad["status"].to_pylist() == ["has 4 channels where the data set has 3"]
     four = open_images(tmp_path / "in", channels=4)
     assert keys(four) == ["odd.npy"]
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_given_channels_keep_transparency(tmp_path: Path, channels: int) -> None:
+    """Kills: a band that is marked as transparency, refused with --channels 4; other arrays after a resume."""
+    bands = [picture(channels=channels, seed=k) for k in range(4)]
+    kind = ("LA", "RGBA")[channels // 4]
+    made = [Image.fromarray(array, kind) for array in bands]
+    files = {f"{k}.{'tif' if k % 2 else 'png'}": encoded(one, "TIFF" if k % 2 else "PNG") for k, one in enumerate(made)}
+    corpus.write(tmp_path / "in", files)
+    assert open_images(tmp_path / "in").channels == channels - 1
+    kept = open_images(tmp_path / "in", channels=channels)
+    same(kept, bands)
+    write_index(kept, tmp_path / "i.parquet")
+    same(open_images(tmp_path / "in", index=tmp_path / "i.parquet"), bands)
+    corpus.write(tmp_path / "in", {"plain.png": encoded(picture(channels=channels - 1), "PNG")})
+    more = open_images(tmp_path / "in", channels=channels)
+    assert len(more) == 4
+    assert more.bad["status"].to_pylist() == [f"has {channels - 1} channels where the data set has {channels}"]
+
+
+def test_transparency_of_16_bits_meets_plain_images(tmp_path: Path) -> None:
+    deep = picture(channels=4).astype(np.uint16) * 257
+    corpus.write(tmp_path / "in", {"0.png": corpus.deep_png(deep), "1.png": encoded(picture(channels=4), "PNG")})
+    images = open_images(tmp_path / "in", channels=4)
+    assert (images.dtype, len(images)) == ("uint16", 2)
+    np.testing.assert_array_equal(images.read(0), images.read(1))
 
 
 WORKERS = """

@@ -137,6 +137,7 @@ def contents(images: Images) -> Report:
         "modes": {mode: seen[mode] for mode in sorted(seen, key=lambda m: -seen[m])},
         "turned": sum(count for mode, count in seen.items() if " turned" in mode),
         "animated": animated(seen),
+        "marked": marked(seen, images.channels),
         "passed_over": dict(sorted((images.passed_over or Counter()).items())),
         "height": _spread(images.sizes[:, 0]),
         "width": _spread(images.sizes[:, 1]),
@@ -234,6 +235,8 @@ def verdict(report: Report) -> Report:
                      "before a fixed camera are none, but see that crops show what differs")  # fmt: skip
     if report["animated"]:
         looks.append(several_pages(report["animated"]))
+    if report["marked"]:
+        looks.append(laid_on_white(report["marked"]))
     if report["channels"] == 3 and n and report["grey_saved_as_colour"] == n:
         looks.append("all images are grey although saved as colour: one channel is enough")
     elif report["channels"] == 3 and n and report["grey_saved_as_colour"] >= MOSTLY * n:
@@ -255,6 +258,18 @@ def several_pages(count: int) -> str:
     files = "1 file holds" if count == 1 else f"{count:,} files hold"
     used = f"{files} several pages or frames, of which only the first is used"
     return f"{used}: save the others as images of their own if they should be learned from"
+
+
+def marked(seen: Mapping[str, int], channels: int) -> int:
+    """How many TIFF files lose a fourth channel in a data set of so many, because it is marked as transparency."""
+    return 0 if channels == 4 else sum(count for mode, count in seen.items() if " marked" in mode)
+
+
+def laid_on_white(count: int, option: str = "--channels") -> str:
+    """What there is to say of so many such files."""
+    files = "1 TIFF file has" if count == 1 else f"{count:,} TIFF files have"
+    lost = "a fourth channel that is marked as transparency and laid on white"
+    return f"{files} {lost}: if it is a band, give {option} 4"
 
 
 def _of_pairs(report: Report) -> Report:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from barlow.decode import mode_kind
+from barlow.decode import has_alpha, mode_kind
 from barlow.guard import BadImage
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -42,9 +42,9 @@ def choose(modes: dict[str, int]) -> tuple[int, str]:
 
 
 def misfit(mode: str, channels: int) -> str:
-    """Why an image of this mode cannot have that many channels; "" where it can."""
+    """Why an image of this mode cannot have that many channels; "" where it can, with its transparency or without."""
     own = mode_kind(mode)[0]
-    fits = own == channels or {own, channels} == {1, 3}
+    fits = own == channels or {own, channels} == {1, 3} or (has_alpha(mode) and channels == own + 1)
     return "" if fits else f"has {own} channels where the data set has {channels}"
 
 

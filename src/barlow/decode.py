@@ -12,14 +12,18 @@ RGB with transparency, palette         (h, w, 3) uint8, laid on white where tran
 CMYK                                   (h, w, 3) uint8, by Pillow's formula
 grey, 16 bits                          (h, w, 1) uint16
 grey, 32-bit integers or floats        (h, w, 1) float32, unscaled; signed 16 bits, too
-colour PNG of 16 bits                  (h, w, 3) uint8: the upper byte (all that Pillow reads)
+PNG of 16 bits: colour, transparency   (h, w, 3) or of grey (h, w, 1) uint16, laid on white where transparent
+TIFF in which 0 is white               inverted where its integers have no sign and 16 bits or fewer, else as they are
 TIFF of 16 bits with colour, or of     (h, w, c) uint8, uint16 or float32 (needs tifffile; see ``barlow.tiff``);
 other channels than those above        an extra channel is transparency only where the file says so
 ``.npy``, (h, w) or (h, w, c)          (h, w, c); bool → uint8 (0, 255); uint8, uint16 kept; others → float32
 animated (GIF, WebP, PNG), many pages  the first frame or page
-EXIF orientation                       applied
+orientation, of EXIF and TIFF          applied
 not finite (float images)              the smallest finite number of its channel
 =====================================  =========================================================================
+
+Where ``decode`` is asked to keep transparency, a channel of it (not a transparent colour or entry of a palette) is the
+last of 2 or 4, and nothing is laid on white.
 
 Whatever else a file holds, or brings up while it is read, is a ``BadImage`` with a reason. A file that ends early is
 bad: grey rows in place of missing ones would be learnt. The rule has a number, ``RULE``, which caches carry.
@@ -44,12 +48,13 @@ __all__ = ["FORMATS", "RULE", "BadImage", "Header", "array_header", "decode", "h
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-RULE = 1  # raise it whenever the table above or its pixels change
+RULE = 2  # raise it whenever the table above or its pixels change
 NPY_MAGIC = b"\x93NUMPY"
 KEPT = ("uint8", "uint16")  # as they are; other numbers become float32
 
 GREY = {"1": "uint8", "L": "uint8", "LA": "uint8", "La": "uint8", "I": "float32", "F": "float32"}
 TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
+DEEP = {"I;16B": 1, "LA;16B": 2, "RGB;16B": 3, "RGBA;16B": 4}  # PNG of 16 bits: Pillow's word for it → channels
 TURNS = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -64,7 +69,8 @@ TURNS = {  # by EXIF orientation
 @dataclass(frozen=True)
 class Header:
     """What is known of an image before its pixels are read. ``mode``: Pillow's word, or like ``uint16x13``, and after a
-    space what was seen besides: ``turned`` (EXIF), ``animated``."""
+    space what was seen besides: ``turned`` (EXIF, TIFF), ``animated``, ``alpha`` (transparency that the first word does
+    not tell), ``marked`` (TIFF whose fourth channel is marked as transparency)."""
 
     height: int
     width: int
@@ -81,6 +87,11 @@ def mode_kind(mode: str) -> tuple[int, str]:
     return (1, GREY[word]) if word in GREY else (3, "uint8")
 
 
+def has_alpha(mode: str) -> bool:
+    """Whether a file of this ``Header.mode`` has a channel of transparency, which ``decode`` can keep."""
+    return mode.split(" ")[0] in TRANSPARENT or " alpha" in mode
+
+
 def header(file: IO[bytes] | bytes) -> Header:
     """Size and kind without decoding pixels. Raises BadImage. A cut-off body is found only by ``decode``."""
     if isinstance(file, bytes):
@@ -91,23 +102,27 @@ def header(file: IO[bytes] | bytes) -> Header:
             return array_header(*_npy_header(file))
         image = _open(file)
         if image is None:
-            *shape, numbers, dtype = tiff.header(file)
+            *shape, numbers, dtype, turn = tiff.header(file)
             head = array_header(tuple(shape), dtype, numbers)
-            return replace(head, mode=f"{head.mode} animated") if numbers > math.prod(shape) else head
+            seen = " turned" * (turn > 1) + " animated" * (numbers > math.prod(shape))
+            return replace(head, mode=head.mode + seen)
         turn = _orientation(image)
         width, height = image.size if turn < 5 else image.size[::-1]
-        seen = " turned" if turn > 1 else ""
+        mode, deep = image.mode, _deep(image)
+        if deep > 1:
+            mode = f"uint16x{deep if deep == 3 else deep - 1}{' alpha' * (deep != 3)}"
+        seen = " turned" * (turn > 1 or tiff.orientation(image) > 1)
         if image.format != "MPO" and getattr(image, "is_animated", False):
             seen += " animated"
-        return Header(height, width, image.mode + seen)
+        return Header(height, width, mode + seen + " marked" * (image.format == "TIFF" and mode == "RGBA"))
 
 
-def decode(data: bytes, at_least: tuple[int, int] | None = None, fill: bool = True) -> Array:
+def decode(data: bytes, at_least: tuple[int, int] | None = None, fill: bool = True, alpha: bool = False) -> Array:
     """The image as (h, w, c), uint8, uint16 or float32, by the table above; a fresh array that may be written to.
 
     ``at_least`` (height, width): a JPEG may come back at 1/2, 1/4 or 1/8 of its size, the smallest that is no smaller
     than this on either side (decoded so, in a fraction of the time). ``fill``: False keeps what is not finite, to
-    be counted. Raises BadImage.
+    be counted. ``alpha``: a channel of transparency stays the last channel. Raises BadImage.
     """
     file = io.BytesIO(data)
     with only_bad_images(file):
@@ -117,15 +132,20 @@ def decode(data: bytes, at_least: tuple[int, int] | None = None, fill: bool = Tr
             return tidy(np.lib.format.read_array(file, allow_pickle=False), fill)
         image = _open(file)
         if image is None:
-            *shape, numbers, dtype = tiff.header(file)
+            *shape, numbers, dtype, _ = tiff.header(file)
             array_header(tuple(shape), dtype, numbers)
             return tidy(tiff.read(file), fill)
         turn = _orientation(image)
+        if _deep(image):
+            return tidy(tiff.turned(_read_deep(file, image, alpha), turn))
         if at_least is not None and image.format in ("JPEG", "MPO"):
             wanted = at_least if turn >= 5 else at_least[::-1]
             image.draft(None, (max(wanted[0], 1), max(wanted[1], 1)))
-        plain = _flatten(image)
+        if alpha and image.format == "TIFF":
+            tiff.keep_bands(image)
+        plain = _flatten(image, alpha)
         array = np.array(plain.transpose(TURNS[turn]) if turn > 1 else plain)
+        array = np.invert(array) if tiff.inverted(image) else array
         return tidy(array.view(np.uint32) if tiff.unsigned(image) else array, fill)
 
 
@@ -158,13 +178,52 @@ def _orientation(image: Image.Image) -> int:
     return value if value in TURNS else 1
 
 
-def _flatten(image: Image.Image) -> Image.Image:
-    """Pillow's many modes → L, RGB, I;16…, I or F."""
+def _deep(image: Any) -> int:
+    """How many channels a PNG of 16 bits has in the file, with transparency; 0 for other images."""
+    return DEEP.get(image.tile[0][3], 0) if image.format == "PNG" and image.tile else 0
+
+
+def _read_deep(file: IO[bytes], image: Any, alpha: bool) -> Array:
+    """A PNG of 16 bits as (h, w, c) uint16. Pillow itself would drop the lower bytes of colour, but its words for other
+    layouts of the same length read them: of grey with transparency all four bytes, of colour the lower ones."""
+    word = image.tile[0][3]
+
+    def as_if(layout: str) -> Array:
+        file.seek(0)
+        opened: Any = Image.open(file, formats=("PNG",))
+        opened.tile = [tiff.laid_out(opened.tile[0], layout)]
+        return np.array(opened)
+
+    array: Array
+    if word == "LA;16B":
+        array = as_if("RGBA").view(">u2").astype(np.uint16)
+    elif word == "I;16B":
+        array = as_if(word)[:, :, None]
+    else:
+        array = as_if(word).astype(np.uint16) << 8 | as_if(word[:-1] + "L")
+    if DEEP[word] in (1, 3):
+        clear = image.info.get("transparency")
+        return array if clear is None else np.where((array == clear).all(2, keepdims=True), np.uint16(65535), array)
+    return array if alpha else _on_white(array[:, :, :-1], array[:, :, -1:])
+
+
+def _on_white(array: Array, share: Array) -> Array:
+    """uint16 (h, w, c) laid on white, by its transparency (h, w, 1), rounded."""
+    full, out = np.uint32(65535), np.empty(array.shape, np.uint16)
+    for k, part in enumerate(share.astype(np.uint32)):  # by rows, for the sake of memory
+        out[k] = (array[k] * part + full * (full - part) + full // 2) // full  # fits in 32 bits
+    return out
+
+
+def _flatten(image: Image.Image, alpha: bool) -> Image.Image:
+    """Pillow's many modes → L, RGB, I;16…, I or F; with ``alpha`` also LA and RGBA."""
     image.load()
     mode = image.mode
     if mode in TRANSPARENT or ("transparency" in image.info and mode in ("1", "L", "P", "RGB")):
         grey = mode in ("1", "L", "LA", "La")
         image = image.convert("LA" if grey else "RGBA")
+        if alpha and mode in TRANSPARENT:
+            return image
         white = Image.new("L" if grey else "RGB", image.size, "white")
         white.paste(image.convert(white.mode), mask=image.getchannel("A"))
         return white

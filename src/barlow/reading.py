@@ -132,7 +132,8 @@ class Images:
         if (status := self.rows["status"][i].as_py()) != OK:
             raise BadImage(status)  # known since it was prepared
         try:
-            array = decode(read_row(self.rows, self.root, i), at_least, fill)
+            keep = {"alpha": True} if self.channels in (2, 4) else {}  # as many as colours and transparency are
+            array = decode(read_row(self.rows, self.root, i), at_least, fill, **keep)
         except BadImage:
             sources.gone(self.root)
             raise
