@@ -76,6 +76,15 @@ def test_both_ways_agree_where_values_are_clipped(channels: int, monkeypatch: py
     assert (gap > 0).mean() < 0.02
 
 
+def test_bytes_and_other_numbers_in_one_list_are_refused():
+    """Kills: reals cast to bytes 0 and 1, or bytes beside shares of 1, as the first image decided for all."""
+    byte = photo(20, 20, 3)
+    for other in (byte / 255, byte.astype(np.uint16)):
+        for images in ([byte, other], [other, byte]):
+            with pytest.raises(ValueError, match="on different scales"):
+                crop(images, drawn([(20, 20)] * 2, 3), 16)
+
+
 def test_images_of_different_sizes():
     sizes = [(30, 80), (200, 111), (7, 5), (1, 1), (1, 300), (64, 64)]
     images = [photo(h, w, 3, k) for k, (h, w) in enumerate(sizes)]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,17 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from conftest import blobs
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from barlow import embed, load_encoder, pretrain
+import barlow.encoder
+from barlow import Samples, embed, load_encoder, pretrain
 from barlow.card import model_card
 from barlow.config import Config
-from barlow.encoder import Encoder, save_encoder
+from barlow.encoder import Encoder, save_encoder, untrained
 from barlow.errors import UserError
 from barlow.labelled import open_labelled
 from barlow.network import build_encoder, model_arguments
@@ -36,10 +41,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write(path: Path, channels: int) -> Path:
+    torch.manual_seed(0)
     model = build_encoder("resnetv2_18", ARGS, channels=channels, size=32, pretrained=False)
-    for buffer in model.buffers():  # running statistics that are not those of a fresh network
-        if buffer.is_floating_point():
-            buffer.uniform_(0.5, 1.5)
+    for name, buffer in model.named_buffers():  # running statistics that are not those of a fresh network, but near
+        if buffer.is_floating_point():  # to them: of larger means the last ReLU makes zeros, of every image
+            buffer.uniform_(*((0.5, 1.5) if name.endswith("var") else (-0.2, 0.2)))
     save_encoder(path, model, name="resnetv2_18", arguments=model_arguments("resnetv2_18", ARGS, channels, 32), size=32,
                  mean=[0.1 * (i + 1) for i in range(channels)], std=[0.2] * channels,
                  origin={"images": "test"})  # fmt: skip
@@ -66,6 +72,83 @@ def test_timms_own_preprocessing_is_ours(folder: Path) -> None:
     theirs = transform(Image.fromarray(pixels))
     ours = load_encoder(folder).preprocess([pixels])[0]
     assert (ours - theirs).abs().max() <= 1.01 / 255 / 0.2
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_each_image_of_a_list_is_prepared_by_its_own_type(tmp_path: Path, channels: int) -> None:
+    """Kills: reals cast to bytes 0 and 1, or bytes left at 0..255, as the first image of a list decided for all."""
+    encoder = load_encoder(write(tmp_path, channels))
+    byte = np.random.default_rng(0).integers(90, 160, (40, 33, channels), np.uint8)  # nothing is clipped on the way
+    kinds = [byte, byte.astype(np.float32) / 255, byte.astype(np.uint16) * 257, byte / 255.0]
+    alone = torch.cat([encoder.preprocess([image]) for image in kinds])
+    assert (alone - alone[0]).abs().max() <= 2.01 / 255 / 0.2
+    for order in ([0, 1, 2, 3], [1, 0, 3, 2], [2, 0], [1, 2, 3]):
+        made = encoder.preprocess([kinds[k] for k in order])
+        assert torch.equal(made, alone[order])
+        assert made.is_contiguous(memory_format=torch.channels_last)
+
+
+def real_run(tiny: Callable[..., Config]) -> tuple[Path, np.ndarray[Any, Any]]:
+    """A run on real numbers, and images of which one holds what is not finite."""
+    images = (blobs(96).astype(np.float32) * 40 - 1000)[..., None]
+    run = pretrain(tiny(images=None, steps=2), images=images, quiet=True)
+    holed = images[:6].copy()
+    holed[2, 3:9, 4] = np.nan
+    holed[2, 12, 5:7] = [[np.inf], [-np.inf]]
+    return run, holed
+
+
+def test_what_is_not_finite_is_filled_as_embed_does(tiny: Callable[..., Config]) -> None:
+    """Kills: NaN refused with a sentence about integers and the range 0 to 1, where ``embed`` fills it."""
+    run, holed = real_run(tiny)
+    encoder = load_encoder(run)
+    with torch.inference_mode():
+        ours = encoder(encoder.preprocess(list(holed))).numpy()
+    assert ours.std(axis=0).max() > 0.01
+    np.testing.assert_allclose(ours, embed(run, holed)[1], rtol=1e-4, atol=1e-6)
+    with pytest.raises(UserError, match=r"^image 1 holds no finite number$"):
+        encoder.preprocess([holed[0], np.full((8, 8, 1), np.nan)])
+
+
+@pytest.mark.filterwarnings("ignore:Pretrained (mean|std)")
+def test_the_lines_of_the_card_fill_and_scale_as_embed_does(tiny: Callable[..., Config]) -> None:
+    """Kills: NaN through the network, by who follows the card."""
+    run, holed = real_run(tiny)
+    lines = re.findall(r"```python\n(.*?)```", model_card(run / "encoder"), re.DOTALL)[1]
+    model = timm.create_model(f"local-dir:{run / 'encoder'}", pretrained=True).eval()
+    cfg, features = model.pretrained_cfg, []
+    for image in holed:
+        exec(lines, names := {"np": np, "x": image})
+        x = torch.from_numpy(names["x"]).permute(2, 0, 1)[None].float()
+        x = F.interpolate(x, cfg["input_size"][1:], mode="bicubic", antialias=True).clamp(0, 1)
+        with torch.inference_mode():
+            features.append(model((x - cfg["mean"][0]) / cfg["std"][0])[0].numpy())
+    np.testing.assert_allclose(features, embed(run, holed)[1], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [240, 180])
+def test_the_code_of_the_card_gives_our_features_of_any_shape(folder: Path, tmp_path: Path, width: int) -> None:
+    """Kills: timm's transform alone, which cuts after resizing: other pixels where a picture is not square."""
+    code = re.findall(r"```python\n(.*?)```", model_card(folder), re.DOTALL)[0].partition("from transformers")[0]
+    rng, encoder = np.random.default_rng(0), load_encoder(folder)
+    pictures = [Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)).resize((width, 180)) for _ in range(8)]
+    with torch.inference_mode():
+        ours = encoder(encoder.preprocess([np.asarray(picture) for picture in pictures]))
+
+    def apart(code: str) -> float:
+        """The largest distance from our features, as a share of the typical distance of two pictures'."""
+        theirs = []
+        for picture in pictures:
+            picture.save(tmp_path / "photo.png")
+            code = code.replace("photo.jpg", str(tmp_path / "photo.png")).replace("FOLDER", str(folder))
+            with torch.inference_mode():
+                exec(code, names := dict[str, Any]())
+            theirs.append(names["features"][0])
+        return float((torch.stack(theirs) - ours).norm(dim=1).max() / torch.pdist(ours).median())
+
+    assert apart(code) < 0.005
+    if width != 180:
+        assert apart(code.replace("square(ImageOps", "(ImageOps")) > 0.005
 
 
 def test_timm_needs_nothing_of_ours(folder: Path) -> None:
@@ -234,10 +317,85 @@ def test_depths_end_in_the_features(name: str, widths: list[int]) -> None:
     assert [depth.shape for depth in depths] == [(3, width) for width in widths]
 
 
+def test_loading_counts_no_parameters_of_other_threads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kills: "far larger than its weights" of a sound encoder, and of a stranger's network, as the count was the
+    process's."""
+    real, others = barlow.encoder.rebuild, list[Any]()
+
+    def beside(*given: Any) -> Any:
+        def another() -> None:
+            try:
+                others.append(torch.nn.ModuleList(torch.nn.Linear(1, 1) for _ in range(3000)))
+                others.append(torch.nn.Linear(5000, 5000))
+            except ValueError as error:
+                others.append(error)
+
+        thread = threading.Thread(target=another)
+        thread.start()
+        thread.join()
+        return real(*given)
+
+    monkeypatch.setattr(barlow.encoder, "rebuild", beside)
+    assert load_encoder(folder).features == 16
+    assert [type(other) for other in others] == [torch.nn.ModuleList, torch.nn.Linear]
+
+
+def test_a_load_leaves_the_hooks_alone_that_another_thread_walks_over(folder: Path) -> None:
+    """Kills: "OrderedDict mutated during iteration" in a thread that builds a network of its own meanwhile."""
+    inside, ended, made = threading.Event(), threading.Event(), list[Any]()
+
+    def stand(*_: Any) -> None:
+        if threading.current_thread() is thread:
+            inside.set()
+            ended.wait(30)
+
+    def build() -> None:
+        try:
+            made.append(torch.nn.Linear(1, 1))
+        except RuntimeError as error:
+            made.append(error)
+
+    thread = threading.Thread(target=build)
+    hooks = [register_module_parameter_registration_hook(each) for each in (stand, lambda *_: None)]  # one is to come
+    try:
+        thread.start()
+        assert inside.wait(30)
+        load_encoder(folder)
+    finally:
+        ended.set()
+        thread.join()
+        for hook in hooks:
+            hook.remove()
+    assert isinstance(made[0], torch.nn.Linear)
+
+
+def test_loading_takes_no_random_numbers_of_the_process(folder: Path) -> None:
+    """Kills: another training after a load, as fresh weights were drawn before they were replaced."""
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    for ask in (lambda: load_encoder(folder), lambda: embed(folder, images), lambda: untrained(folder, 1)):
+        ask()
+        assert torch.equal(torch.get_rng_state(), before)
+    first, again, other = (next(untrained(folder, seed).parameters()) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_an_encoder_of_images_embeds_images_alone(folder: Path) -> None:
+    """Kills: the sentence for resuming a run, where nothing was given; samples taken for images."""
+    with pytest.raises(UserError, match=r"^there is nothing to embed: give images"):
+        embed(folder, None)
+    tiles = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    with pytest.raises(UserError, match=r"^the encoder takes images, and Samples are none"):
+        embed(folder, Samples(tiles))
+
+
 def test_embed_gives_one_row_an_image(folder: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
     keys, features = embed(folder, images, batch_size=2)
     assert len(set(keys)) == 5
+    assert features.std(axis=0).max() > 0.01  # not the same for all images
     encoder = load_encoder(folder)
     with torch.inference_mode():
         expected = encoder(encoder.preprocess(list(images)))

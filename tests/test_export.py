@@ -14,6 +14,7 @@ import pytest
 import timm
 import torch
 from conftest import blobs
+from huggingface_hub.errors import OfflineModeIsEnabled
 from PIL import Image
 
 from barlow import export as room
@@ -183,6 +184,8 @@ def test_images_given_and_encoder_folder_alone(run: Path, tmp_path: Path) -> Non
         ({"to": "timm", "output": "e", "with_preprocessing": True}, "--with-preprocessing"),
         ({"to": "torch", "output": "e.pt2", "push": "me/e"}, "--to timm"),
         ({"to": "timm", "output": "e", "push": "me"}, "user/name"),
+        ({"to": "timm", "output": "e", "push": "me/a--b"}, "'me/a--b' is not a name that the Hub takes: Cannot"),
+        ({"to": "timm", "output": "e", "push": "me/.a"}, "'me/.a' is not a name that the Hub takes"),
         ({"to": "timm", "output": "e", "push": "me/e"}, "needs credentials"),
     ],
 )
@@ -221,6 +224,29 @@ def test_push_sends_the_folder_when_asked(run: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr("barlow.hub.HfApi", Api)
     export_encoder(run, "timm", tmp_path / "out", push="me/photos")
     assert sent == [("me/photos", True), ("me/photos", ["README.md", "config.json", "model.safetensors"])]
+
+
+@pytest.mark.parametrize(("error", "reason"), [
+    (type("ConnectError", (Exception,), {})("no route\nto it"), "could not be pushed to me/photos: no route$"),
+    (RuntimeError(), "could not be pushed to me/photos: RuntimeError$"),
+    (OfflineModeIsEnabled("it is"), "out is written.$"),
+])  # fmt: skip
+@pytest.mark.parametrize("call", ["create_repo", "upload_folder"])
+def test_a_push_that_fails_is_one_sentence_and_says_where_the_folder_is(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, error: Exception, reason: str
+) -> None:
+    """Kills: a traceback without network, as the client's errors are not all OSErrors."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("barlow.hub.get_token", lambda: "something")
+    monkeypatch.setattr("barlow.hub.HfApi.create_repo", lambda *_, **__: "the hub")
+    monkeypatch.setattr(f"barlow.hub.HfApi.{call}", fail)
+    with pytest.raises(UserError, match=reason) as raised:
+        export_encoder(run, "timm", tmp_path / "out", push="me/photos")
+    assert str(tmp_path / "out") in str(raised.value)
+    assert (tmp_path / "out" / "config.json").is_file()
 
 
 @pytest.mark.parametrize(("to", "name"), [pytest.param("onnx", "a.onnx", marks=needs_onnx), ("torch", "a.pt2")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -187,6 +188,28 @@ def test_single_precision_for_large_arrays_is_close() -> None:
 def test_what_is_not_an_array_of_embeddings_is_refused(z: object) -> None:
     with pytest.raises(UserError, match="embeddings"):
         measure(z)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_tensors_are_taken_with_their_graph_and_in_any_type(kind: torch.dtype) -> None:
+    """Kills: torch's own errors for features as a training loop has them."""
+    z = torch.from_numpy(smooth()).to(kind).requires_grad_()
+    expected = health.effective_rank(z.detach().double().numpy())
+    assert np.isclose(health.effective_rank(z), expected, rtol=1e-4)
+    assert np.isclose(Sample(z).n, 200)
+    found = measure(z, z + 0)
+    assert np.isclose(found["effective_rank"], expected, rtol=1e-4)
+    assert found["twins_found"] == 1
+    assert diagnose(z).verdict == "healthy"
+    assert health.measure_pair(z, z + 0)["twins_found"] == 1
+
+
+@pytest.mark.parametrize("z", [[[1.0, 2.0], [3.0]], torch.eye(4).to_sparse(), [torch.ones(2, requires_grad=True)] * 3])
+def test_what_numpy_makes_no_array_of_is_refused_in_a_sentence(z: object) -> None:
+    """Kills: NumPy's and torch's own errors, of either view."""
+    for ask in (Sample, measure, diagnose, health.effective_rank, lambda bad: measure(np.eye(4), bad)):
+        with pytest.raises(UserError, match=r"^embeddings must be an array \(images, numbers\)$"):
+            ask(z)  # type: ignore[operator]
 
 
 def test_views_of_other_images_are_refused() -> None:

@@ -516,6 +516,17 @@ def test_bad_input(z: tuple, words: str) -> None:
         barlow_twins_loss(*z)
 
 
+def test_the_module_takes_its_views_by_name() -> None:
+    """Kills: a TypeError for the names that the contract gives; other sentences of the module for too few views."""
+    a, b, c = some_views(6, 5, views=3)
+    loss = BarlowTwinsLoss()
+    assert loss(z_a=a, z_b=b) == loss(a, z_b=b) == loss(a, b) != loss(a, b, c)
+    for given, named, words in (((), {}, "given 0"), ((a,), {}, "given 1"), ((), {"z_a": a}, "given 1"),
+                                ((a, None), {}, "z_b must be a tensor")):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            loss(*given, **named)
+
+
 @pytest.mark.parametrize("lambda_", [-0.1, float("nan"), float("inf"), 1e31, 10**400, torch.ones(2)])
 def test_bad_lambda(lambda_: float) -> None:
     for call in (

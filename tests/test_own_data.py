@@ -205,6 +205,34 @@ def test_settings_that_are_none(given: Any) -> None:
         pretrain(given)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_encoder_is_kept_under_plain_names(bare: Make) -> None:
+    """Kills: weights named ``_orig_mod.…``, which then do not fit the module that they are of."""
+    compiled = torch.compile(Net(), backend="eager")
+    run = pretrain(bare(steps=1), images=Samples(waves(60)), views=VIEWS, encoder=compiled, quiet=True)
+    plain = load_encoder(run, Net())
+    assert read_toml(run / "config.toml").encoder == "python:test_own_data.Net"
+    again = load_encoder(run, torch.compile(Net(), backend="eager"))
+    assert same(dict(plain.model.state_dict()), dict(again.model.state_dict()))
+
+
+def test_preprocess_of_samples_says_what_does_not_fit(bare: Make) -> None:
+    """Kills: errors of NumPy and torch, and features of NaN."""
+    data = waves(60)
+    run = pretrain(bare(steps=1), images=Samples(data), views=VIEWS, encoder=Net(), quiet=True)
+    encoder, rows = load_encoder(run, Net()), torch.from_numpy(data.astype(np.float32))
+    for given in (data, list(data), rows, list(rows)):
+        assert torch.equal(encoder.preprocess(given), rows)
+    with pytest.raises(UserError, match=r"takes samples of shape \(2, 40\), not \(2, 39\)"):
+        encoder.preprocess(data[:, :, 1:])
+    for odd in ([], (), data[:0], data[:2].tolist(), data[0].tolist(), np.float32(3), 3, None, "a"):
+        with pytest.raises(UserError, match=r"give a list of samples \(2, 40\), each a NumPy array, and at least one"):
+            encoder.preprocess(odd)
+    data[3, 0, 7] = np.nan
+    with pytest.raises(UserError, match="sample 3 holds NaN or infinity"):
+        encoder.preprocess(data)
+
+
 def test_a_dataset_of_pictures(bare: Make, tmp_path: Path) -> None:
     """Read by workers, item by item; the same images as an array, the same run; one that cannot be read is replaced."""
     many = {"encoder": "resnetv2_18", "encoder_args": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8], "stem_chs": 8},

@@ -38,6 +38,12 @@ MEASURES = (  # measure, words
     ("mean_diagonal", "agreement of the two views"),
     ("off_diagonal_excess", "redundancy between features; 1 is chance"),
 )
+SQUARE = """\
+def square(im):  # barlow cuts the middle square first
+    s = min(im.size)
+    left, top = (im.width - s) // 2, (im.height - s) // 2
+    return im.crop((left, top, left + s, top + s))
+"""
 LIMITS = """\
 - The features know what separates the training images under these random views, and nothing else. What the views change
   (colour, position, scale …) the encoder was trained to ignore.
@@ -64,7 +70,7 @@ def model_card(folder: Path) -> str:
     features = config.get("num_features", "")
     name = _escaped(str(config["architecture"]).removeprefix(OWN))
     usage = _usage_of_own(name) if name != config["architecture"] else _usage(*takes[:2])
-    usage += _range(config["barlow"].get("value_range"))
+    usage += _range(config["barlow"].get("value_range"), config["barlow"].get("value_dtype"))
     what, unit = ("A", "numbers") if "shape" in config["barlow"] else ("An image", "pixels")
     size = " × ".join(map(str, takes))
     parts = [
@@ -83,27 +89,37 @@ def model_card(folder: Path) -> str:
 
 def _usage(channels: int, size: int) -> str:
     code = [
-        "import timm", "",
+        "import timm", *(["from PIL import Image, ImageOps"] if channels == 3 else []), "",
         'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # on the Hub: "hf-hub:user/name"',
         "transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))",
     ]  # fmt: skip
     if channels == 3:
-        code += ["", "from transformers import AutoImageProcessor, AutoModel", "",
+        code += ["", "", SQUARE, "",
+                 'image = square(ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB"))',
+                 "features = model(transform(image).unsqueeze(0))",
+                 "", "from transformers import AutoImageProcessor, AutoModel", "",
                  'model = AutoModel.from_pretrained("FOLDER")',
-                 'processor = AutoImageProcessor.from_pretrained("FOLDER")']  # fmt: skip
+                 'processor = AutoImageProcessor.from_pretrained("FOLDER")',
+                 'features = model(**processor(image, return_tensors="pt")).pooler_output']  # fmt: skip
     else:
-        code += [f"# transform is for RGB pictures; this encoder takes {channels} × {size} × {size}, scaled to 0..1,"
-                 "\n# less model.pretrained_cfg['mean'], divided by model.pretrained_cfg['std']"]  # fmt: skip
+        code += ["# transform is for RGB pictures; this encoder takes the middle square of an image, resized (bicubic,"
+                 f"\n# antialiased) to {channels} × {size} × {size}, scaled to 0..1, less "
+                 "model.pretrained_cfg['mean'],\n# divided by model.pretrained_cfg['std']"]  # fmt: skip
     return "## Use\n\n```python\n" + "\n".join(code) + "\n```\n"
 
 
-def _range(span: Sequence[float] | None) -> str:
+def _range(span: Sequence[float] | None, dtype: str | None) -> str:
     if span is None:
         return ""
     low, high = (f"{end:.8g}" for end in span)
-    line = f"`lo, hi = {low}, {high}; x = np.clip((x - lo) / (hi - lo), 0, 1)`"
-    return ("\nValues (of 16 bits as shares of 65,535, others as they are) are brought to 0..1 first, as "
-            f"`barlow embed` and `Encoder.preprocess` do:\n{line}.\n")  # fmt: skip
+    code = [f"lo, hi = {low}, {high}", "x = np.clip((x - lo) / (hi - lo), 0, 1)"]
+    if dtype != "uint16":
+        code = ["finite = np.isfinite(x)  # what is not becomes the least number of its channel",
+                "least = np.where(finite, x, np.inf).min((0, 1))",
+                "x = np.where(finite, x, np.where(least < np.inf, least, 0))", *code]  # fmt: skip
+    return ("\nValues (of 16 bits as shares of 65,535, others as they are) are brought to 0..1 first, as\n"
+            "`barlow embed` and `Encoder.preprocess` do, of an image `x` (rows, columns, channels):\n\n"
+            "```python\n" + "\n".join(code) + "\n```\n")  # fmt: skip
 
 
 def _usage_of_own(name: str) -> str:

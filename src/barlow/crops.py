@@ -60,9 +60,10 @@ def crop(images: Sequence[NDArray[Any]] | NDArray[Any], draws: Draws, size: int)
     """Cut, resize, flip and turn: n images (h, w, c) of any sizes -> one array (n, size, size, c).
 
     Antialiased bicubic (a = -0.5) as in Pillow and torchvision; the box is cut first, so nothing outside it is seen.
-    uint8 gives uint8; uint16 (over its full range) and floats in [0, 1] give float32 in [0, 1]. Images that come as
-    one array of bytes, small and of one size, are done together as matrix products: the same values, but for one or
-    two of 255 where the native resample rounds its weights. An image's result depends on no other image.
+    uint8 gives uint8; uint16 (over its full range) and floats in [0, 1] give float32 in [0, 1], ValueError for a list
+    of both: what comes out is of one scale. Images that come as one array of bytes, small and of one size, are done
+    together as matrix products: the same values, but for one or two of 255 where the native resample rounds its
+    weights. An image's result depends on no other image.
     """
     if len(images) != len(draws):
         raise ValueError(f"{len(images)} images but {len(draws)} draws")
@@ -70,6 +71,8 @@ def crop(images: Sequence[NDArray[Any]] | NDArray[Any], draws: Draws, size: int)
     small = max(first.shape[:2]) <= TOGETHER and first.size <= TOGETHER**2
     if isinstance(images, np.ndarray) and images.dtype == np.uint8 and small:
         return _crop_together(images, draws, size)
+    if len({image.dtype == np.uint8 for image in images}) > 1:
+        raise ValueError("bytes and other numbers in one list of images: they are on different scales")
     made = np.empty((len(images), size, size, first.shape[2]), np.uint8 if first.dtype == np.uint8 else np.float32)
     out = torch.from_numpy(made)
     for i, image in enumerate(images):

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from barlow.errors import UserError
 from barlow.measures import (
     Sample,
+    as_array,
     dead_dimensions,
     duplicate_dimensions,
     effective_rank,
@@ -133,9 +134,9 @@ def diagnose(
 
 
 def _rows(z: ArrayLike, beside: ArrayLike | None = None) -> ArrayLike:
-    array = np.asarray(z)
-    if beside is not None and np.shape(beside) != array.shape:  # of other lengths, other rows would be chosen
-        raise UserError(f"the two views must have one shape; got {array.shape} and {np.shape(beside)}")
+    array = as_array(z)
+    if beside is not None and (shape := as_array(beside).shape) != array.shape:  # else other rows would be chosen
+        raise UserError(f"the two views must have one shape; got {array.shape} and {shape}")
     if array.ndim == 2 and len(array) > ROWS:
         array = array[np.linspace(0, len(array) - 1, ROWS).astype(np.intp)]
     return array

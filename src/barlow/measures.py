@@ -24,6 +24,18 @@ QUERIES = 256  # dimensions compared with all others; a share over 256 of them h
 LARGE = 1 << 19  # numbers above which single precision is used: twice as fast, and exact enough for every measure
 
 
+def as_array(z: Any) -> NDArray[Any]:
+    """``z`` as an array: any that NumPy can make one of, and a tensor of torch on any device, with or without a graph.
+    UserError for the rest."""
+    try:
+        if hasattr(z, "detach"):  # a tensor: told so, this works where there is no torch
+            z = z.detach().cpu()
+            z = z.float() if str(z.dtype) == "torch.bfloat16" else z  # NumPy does not have it
+        return np.asarray(z)
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError("embeddings must be an array (images, numbers)") from None
+
+
 @final
 class Sample:
     """One (n, d) array, checked, centred, and decomposed at most once. n ≥ 2, d ≥ 1, all numbers finite.
@@ -32,7 +44,7 @@ class Sample:
     """
 
     def __init__(self, z: ArrayLike) -> None:
-        raw = np.asarray(z)
+        raw = as_array(z)
         if raw.ndim != 2 or raw.shape[0] < 2 or raw.shape[1] < 1:
             raise UserError(f"embeddings must have the shape (images ≥ 2, numbers ≥ 1); got {raw.shape}")
         if raw.dtype.kind not in "fiub":

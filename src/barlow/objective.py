@@ -24,6 +24,7 @@ from barlow import forms, ranks, small
 from barlow.errors import NumbersError, UserError
 from barlow.standardise import EPS
 
+MISSING: Any = object()  # a view that was not given: too few of them is the sentence of barlow_twins_loss
 NOTHING, MOST = 1e-30, 1e30  # a smaller λ adds what float32 does not hold; beyond either end its products overflow
 DEAD = (2 * EPS) ** -0.5  # 1/sqrt(variance + eps) above this: a variance below eps
 
@@ -68,8 +69,9 @@ class BarlowTwinsLoss(nn.Module):
         self.lambda_ = lambda_
         self.terms: Terms | None = None
 
-    def forward(self, *z: Tensor) -> Tensor:
+    def forward(self, z_a: Tensor = MISSING, z_b: Tensor = MISSING, *more: Tensor) -> Tensor:
         """Two or more embeddings (n, D) of the same images → scalar. Raises what ``barlow_twins_loss`` raises."""
+        z = [view for view in (z_a, z_b, *more) if view is not MISSING]
         terms = barlow_twins_loss(*z, lambda_=self.lambda_)
         self.terms = replace(terms, loss=terms.loss.detach())
         return terms.loss

@@ -81,7 +81,8 @@ def _storable(encoder: nn.Module) -> None:
 
 def own(views: Any, encoder: Any) -> Own:
     """What ``pretrain`` was given, checked. Raises UserError."""
-    encoders = () if encoder is None else tuple(encoder) if isinstance(encoder, list | tuple) else (encoder,)
+    given = () if encoder is None else tuple(encoder) if isinstance(encoder, list | tuple) else (encoder,)
+    encoders = tuple(getattr(one, "_orig_mod", one) for one in given)  # of torch.compile: weights under plain names
     for one in encoders:
         if not isinstance(one, nn.Module):
             raise UserError(
