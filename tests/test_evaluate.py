@@ -426,6 +426,30 @@ def test_values_and_several_labels(tmp_path: Path) -> None:
         open_labelled(tmp_path / "v.csv", images=str(tmp_path / "in"))
 
 
+@pytest.mark.parametrize("column", ["ndvi", "label"])
+def test_measurements_are_no_classes(tmp_path: Path, column: str) -> None:
+    """Kills: accuracy over hundreds of classes, each of one image, where a column of numbers is not called value."""
+    files(tmp_path / "in", bright(20)[0], [f"{i}.png" for i in range(20)])
+
+    def opened(values: Sequence[object]) -> Any:
+        rows = [f"{i}.png;{value}" for i, value in enumerate(values)]
+        (tmp_path / "l.csv").write_text("\n".join([f"path;{column}", *rows]))
+        return open_labelled(tmp_path / "l.csv", images=str(tmp_path / "in")).targets
+
+    sentence = f"the column {column} of .*l.csv holds numbers, most of .* name it 'value' to predict them, or write"
+    measured = [i / 8 for i in range(20)]
+    for values in (measured, [f"{value},5" for value in range(20)], [*measured[:11], *["nan"] * 9]):
+        with pytest.raises(UserError, match=sentence):
+            opened(values)
+    for classes in (
+        [0.5, 1.5, 2.5, 3.5] * 5,
+        range(20),
+        [f"{i}.0" for i in range(20)],
+        [f"tray {i}.5" for i in range(20)],
+    ):
+        assert opened(classes).kind == "classes"
+
+
 @pytest.mark.parametrize("start", [0.0, 1.7e9, 1e39])
 def test_values_are_read_with_all_their_digits(tmp_path: Path, start: float) -> None:
     """Kills: seconds since 1970 that are all the same, 1e39 that is inf."""

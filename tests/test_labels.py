@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +186,79 @@ def test_two_paths_that_could_be_one_image_do_not_decide(tmp_path: Path) -> None
     table.write_text("old/y/00.png,1\nx/y/01.png,2\nolder/z/00.png,3\n")
     with pytest.raises(UserError, match=r"2 rows belong to no image, for example old/y/00.png"):
         labels_from_csv(table, open_images(tmp_path / "deep"))
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_an_accent_may_be_written_either_way(tmp_path: Path, forms: tuple[str, str]) -> None:
+    """macOS writes é as e and an accent. Kills: such a table belongs to no image; a folder that is not known again."""
+    of_files, of_table = (functools.partial(unicodedata.normalize, form) for form in forms)
+    folder = tmp_path / "in"
+    for name in ("été/00.png", "été/ü.png", "b/01.png", "b/broken ä.png"):
+        (folder / of_files(name)).parent.mkdir(parents=True, exist_ok=True)
+        (folder / of_files(name)).write_bytes(encoded(picture(), "PNG")[: 20 if "broken" in name else None])
+    images, table = open_images(folder), tmp_path / "l.csv"
+    rows = "path,label\nété/00.png,x\nü.png,y\nb/01.png,z\nbroken ä.png,z\n"
+    table.write_text(of_table(rows), "utf-8")
+    labels, names = labels_from_csv(table, images)
+    assert {images.key(i): names[labels[i]] for i in range(3)} == {
+        of_files("été/00.png"): "x", of_files("été/ü.png"): "y", "b/01.png": "z"
+    }  # fmt: skip
+    assert bad_in_csv(table, images).tolist() == [0]
+    table.write_text(of_table(f"{rows}été/01.png,z\n"), "utf-8")  # is not b/01.png
+    with pytest.raises(UserError, match="1 rows belong to no image, for example "):
+        labels_from_csv(table, images)
+
+
+def test_names_that_differ_in_the_writing_of_an_accent_alone_stay_apart(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    both = [unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD")]
+    for name in both:
+        (folder / name).write_bytes(encoded(picture(), "PNG"))
+    if len(list(folder.iterdir())) < 2:
+        pytest.skip("this file system does not tell them apart")
+    images, table = open_images(folder), tmp_path / "l.csv"
+    table.write_text(f"path,label\n{both[0]},c\n{both[1]},d\n", "utf-8")
+    labels, names = labels_from_csv(table, images)
+    assert {images.key(i): names[labels[i]] for i in range(2)} == dict(zip(both, "cd", strict=True))
+
+
+def test_names_without_their_ending(tmp_path: Path) -> None:
+    """Kills: a table of wells, A01 for plate 1/A01.tif, that belongs to no image, with no word on why."""
+    good = encoded(picture(), "PNG")
+    folder = tmp_path / "in"
+    for plate in ("p 1", "p 2"):
+        (folder / plate).mkdir(parents=True)
+    corpus.write(folder, {"p 1/A01.png": good, "p 1/A02.v2.png": good, "p 1/A03": good, "p 1/A04.png": good[:20]})
+    images, table = open_images(folder), tmp_path / "l.csv"
+    table.write_text("well,dye\nA01,x\np 1/A02.v2,y\nA03,z\nA04,z\n")
+    assert labels_from_csv(table, images)[0].tolist() == [0, 1, 2]
+    assert bad_in_csv(table, images).tolist() == [0]
+    table.write_text("path,label\nA01.tif,x\nA02,x\nA03.v2,x\n")  # another ending; not the whole name
+    with pytest.raises(UserError, match=r"such as A01.tif, is one of the 3 images: give the folder"):
+        named_in_csv(table, images)
+    for more in ("p 1/A01.tif", "p 2/A01.png"):  # which of the two?
+        corpus.write(folder, {more: good})
+        table.write_text("path,label\nA01,x\n")
+        with pytest.raises(UserError, match=r"such as A01, .*images: write names in full, such as p 1/A01.png, give"):
+            named_in_csv(table, open_images(folder))
+        table.write_text("path,label\nA03,y\nA01,x\n")
+        with pytest.raises(UserError, match=r"for example A01; bring the images back, write names in full, such as"):
+            labels_from_csv(table, open_images(folder))
+        (folder / more).unlink()
+
+
+def test_broken_images_count_where_a_name_must_be_the_only_one(tmp_path: Path) -> None:
+    """Kills: the label of a broken image on another one that has its name; a broken image named without its folder
+    that is none of the images."""
+    good = encoded(picture(), "PNG")
+    for name in "ab":
+        (tmp_path / "in" / name).mkdir(parents=True)
+    corpus.write(tmp_path / "in", {"a/0.png": good[:20], "b/0.png": good, "b/1.png": good, "b/2.png": good[:20]})
+    images, table = open_images(tmp_path / "in"), tmp_path / "l.csv"
+    table.write_text("path,label\n0.png,x\n1.png,y\n")
+    with pytest.raises(UserError, match=r"1 images have no label, for example b/0.png and 1 rows .* example 0.png"):
+        labels_from_csv(table, images)
+    table.write_text("path,label\nb/0.png,x\n1.png,y\n2.png,y\n")
+    assert labels_from_csv(table, images)[0].tolist() == [0, 1]
+    assert [images.bad["path"][i].as_py() for i in bad_in_csv(table, images).tolist()] == [b"b/2.png"]

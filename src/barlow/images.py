@@ -26,7 +26,7 @@ from barlow.find import find, root_of
 from barlow.guard import BadImage
 from barlow.kinds import as_path, as_whole
 from barlow.reading import Array, Bad, Images
-from barlow.samples import Pairs, Samples, as_samples, many_images
+from barlow.samples import Items, Pairs, Samples, as_samples, many_images
 from barlow.sources import Found, shown
 
 __all__ = ["Bad", "Images", "Source", "open_images", "write_index"]
@@ -267,7 +267,10 @@ def _from_held(held: Held, name: str, channels: int | None, value_range: tuple[f
     channels = channels or chosen
     for mode in modes:
         if why := misfit(mode, channels):
-            raise UserError(f"{name} {why}: give another number of channels")
+            how = " ([..., :3])" if chosen == 4 and channels in (1, 3) else ""
+            raise UserError(
+                f"{name} {why}: convert the images{how}, leave channels out, or take an encoder of such images"
+            )
     whole = arrays.all_at_once(held)
     images = _images(Found("array", b"", table), table, (channels, dtype), value_range, held)
     images = replace(images, labels=held.labels)
@@ -285,4 +288,7 @@ def _recalled_array(held: Held, index: Path, table: pa.Table, settings: dict[str
         images = _from_held(held, "the array", settings["channels"], (low, high))
         if images.dtype == settings["dtype"] and _content(images) == settings.get("content"):
             return images
+        if isinstance(held.parts, Items):
+            raise UserError(f"the data set does not bring the same images twice: it is another than that of {index}, "
+                            "or there are random transforms in it, which belong into views=…")  # fmt: skip
     raise UserError(f"the array has changed since {index} was made ({len(table):,} images then): start a new run")

@@ -188,13 +188,16 @@ def _names(path: Path, classes: NDArray[Any]) -> list[str]:
 def _from_csv(path: Path, images: Images) -> tuple[Targets, NDArray[np.bool_] | None]:
     table = read_table(path, all_columns=True)
     columns = {name.lower(): name for name in table}
-    word = label_column(table, path)[1].lower()
+    column = label_column(table, path)[1]
+    word = column.lower()
     numbers, names = labels_from_csv(path, images)
     targets = Targets("classes", numbers, names)
     if word == SEVERAL:
         targets = _several(numbers, names)
     elif word in VALUE_WORDS:
         targets = _values(path, numbers, names)
+    else:
+        _refuse_values(path, column, names, len(images))
     if "split" not in columns:
         return targets, None
     numbers, names = labels_from_csv(path, images, columns["split"])
@@ -209,6 +212,15 @@ def _values(path: Path, numbers: NDArray[np.int64], names: Sequence[str]) -> Tar
         first = names[int(np.flatnonzero(~np.isfinite(values))[0])]
         raise UserError(f"the column of values in {path} holds {first!r}, which is not a number (such as 1.5)")
     return Targets("values", values[numbers, None], [])
+
+
+def _refuse_values(path: Path, column: str, names: Sequence[str], count: int) -> None:
+    """UserError where the names of the classes of ``count`` images are measurements, most of one image alone."""
+    values = [_number(name.replace(",", ".")) for name in names]
+    numbers = [value for value in values if math.isfinite(value)]
+    if 2 * len(numbers) > count and not all(map(float.is_integer, numbers)):
+        raise UserError(f"the column {column} of {path} holds numbers, most of them of one image alone: name it "
+                        "'value' to predict them, or write classes as words")  # fmt: skip
 
 
 def _number(text: str) -> float:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections import Counter
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 
 from barlow.console import say
 from barlow.errors import UserError
-from barlow.pairs import path_columns, read_table
+from barlow.pairs import is_path, path_columns, read_table
 from barlow.reading import Images
 from barlow.sources import shown
 
@@ -40,9 +41,10 @@ def labels_from_csv(path: Path, images: Images, column: str | None = None) -> tu
     """(int64 (n,), class names) by a CSV (or Parquet) table of paths and labels, or what stands in another ``column``.
 
     A path is matched as a whole (relative to the source, or absolute below it), else where it ends like one image
-    alone, else by its file name where only one image and one row have that. Spaces around a label do not count, and a
-    row without one says nothing. Classes are numbered in the order of their names (of their values where all are whole
-    numbers). Raises UserError when an image has no label or a row belongs to no image.
+    alone, else by its file name where only one image and one row have that; without its ending, where it ends like one
+    image alone. Spaces around a label do not count, and a row without one says nothing. Classes are numbered in the
+    order of their names (of their values where all are whole numbers). Raises UserError when an image has no label or a
+    row belongs to no image.
     """
     found, unknown, _ = _matched(path, images, column)
     missing = [images.key(i) for i in range(len(images)) if i not in found]
@@ -50,7 +52,7 @@ def labels_from_csv(path: Path, images: Images, column: str | None = None) -> tu
         parts = [f"{len(missing):,} images have no label, for example {missing[0]}"] if missing else []
         parts += [f"{len(unknown):,} rows belong to no image, for example {unknown[0]}"] if unknown else []
         raise UserError(f"{path} is not the table of labels of these images: {' and '.join(parts)}; bring the images "
-                        "back, or take the rows out")  # fmt: skip
+                        f"back, {_in_full(unknown, images)}or take the rows out")  # fmt: skip
     return _numbered([found[i] for i in range(len(images))])
 
 
@@ -66,7 +68,7 @@ def named_in_csv(path: Path, images: Images) -> IntArray:
         first = f", such as {unknown[0]}," if unknown else ""
         raise UserError(
             f"none of the paths in {path}{first} is one of the {len(images):,} images: "
-            "give the folder that they lie in as images"
+            f"{_in_full(unknown, images)}give the folder that they lie in as images"
         )
     if blank:
         say(f"note: {blank:,} rows of {path} have no label and are left out")
@@ -75,9 +77,10 @@ def named_in_csv(path: Path, images: Images) -> IntArray:
 
 def bad_in_csv(path: Path, images: Images) -> IntArray:
     """Numbers of the images in ``images.bad`` that a table of labels names with a label, in their order."""
-    place = _Places([], shown(images.root), Counter())
-    named = {place.short(name) for name, _ in _given(path, None)[0]}
-    return np.array([i for i, bad in enumerate(images.bad["path"].to_pylist()) if shown(bad) in named], np.int64)
+    names = [name for name, _ in _given(path, None)[0]]
+    place = _Places(images, names)
+    numbers = {i for name in names if (i := place.of(name)) is not None}
+    return np.array(sorted(i - len(images) for i in numbers if i >= len(images)), np.int64)
 
 
 def label_column(table: dict[str, list[str]], path: Path) -> tuple[str, str]:
@@ -102,51 +105,54 @@ def label_column(table: dict[str, list[str]], path: Path) -> tuple[str, str]:
 def _matched(path: Path, images: Images, column: str | None) -> tuple[dict[int, str], list[str], int]:
     """(what the table says of each image that it names, paths that belong to none, number of rows without label)."""
     given, blank = _given(path, column)
-    keys = [images.key(i) for i in range(len(images))]
-    place = _Places(keys, shown(images.root), Counter(PurePosixPath(name).name for name in {name for name, _ in given}))
+    place = _Places(images, [name for name, _ in given])
     said: dict[int, tuple[str, str]] = {}
     unknown = []
-    bad = {shown(name) for name in images.bad["path"].to_pylist()}
     for name, label in given:
         i = place.of(name)
         if i is None:
-            if place.short(name) not in bad:
-                unknown.append(name)
+            unknown.append(name)
+        if i is None or i >= len(images):
             continue
         before, other = said.setdefault(i, (label, name))
         if before != label:
             rows = "" if name == other else f" (in the rows {other} and {name})"
-            raise UserError(f"{path} gives {keys[i]} two labels, {before} and {label}{rows}")
+            raise UserError(f"{path} gives {images.key(i)} two labels, {before} and {label}{rows}")
     return {i: label for i, (label, _) in said.items()}, unknown, blank
 
 
 @final
 class _Places:
-    """Where the image of a path in a table stands among ``keys``. ``bases``: how many rows have each file name."""
+    """Where the image of a path in a table stands among the usable images, and after them the bad ones. ``names``: all
+    paths of the table."""
 
-    def __init__(self, keys: list[str], root: str, bases: Counter[str]) -> None:
+    def __init__(self, images: Images, names: list[str]) -> None:
+        keys = [*map(images.key, range(len(images))), *map(shown, images.bad["path"].to_pylist())]
+        parts = {part for key in keys for part in key.split("/")}
+        self.normal = len({_composed(part) for part in parts}) == len(parts)
+        keys, root = [self.spelt(key) for key in keys], shown(images.root)
         self.whole = {key: i for i, key in enumerate(keys)}
-        self.roots = tuple(f"{name.rstrip('/')}/" for name in (root, shown(os.fsencode(Path(root).absolute()))))
-        self.bases = bases
+        roots = (root, shown(os.fsencode(Path(root).absolute())))
+        self.roots = tuple(f"{self.spelt(name).rstrip('/')}/" for name in roots)
+        self.bases = Counter(name.rpartition("/")[2] for name in {self.spelt(name) for name in names})
         self.above = [key.split("/")[-2:-1] for key in keys]  # the folder that the image lies in
         self.folders = {folder[0] for folder in self.above if folder}
-        self.ends: dict[str, int | None] = {}  # every end of a key below a folder, None where several have it
-        for i, key in enumerate(keys):
-            parts = key.split("/")
-            for k in range(1, len(parts)):
-                end = "/".join(parts[k:])
-                self.ends[end] = None if self.ends.get(end, i) != i else i
+        self.ends = _ends(keys, 1)
+        bare = not all(map(is_path, names))
+        self.stems = _ends([key.rpartition(".")[0] if is_path(key) else key for key in keys], 0) if bare else {}
 
-    def short(self, name: str) -> str:
-        """A path as seen from the source, where it lies there."""
-        for root in self.roots:
-            name = name.removeprefix(root)
-        return name.removeprefix("./")
+    def spelt(self, name: str) -> str:
+        """As names are compared: é is one letter, also where it is an e and an accent (macOS), unless two names among
+        the images differ in that alone."""
+        return _composed(name) if self.normal else name
 
     def of(self, name: str) -> int | None:
         """The number of the image, None where there is none or it is not certain which: of a row that names a folder of
         the source, none in another folder."""
-        short = self.short(name)
+        short = self.spelt(name)
+        for root in self.roots:
+            short = short.removeprefix(root)  # as seen from the source, where it lies there
+        short = short.removeprefix("./")
         i, folder = self._of(short), short.split("/")[-2:-1]
         return i if i is None or not folder or folder[0] not in self.folders or self.above[i] == folder else None
 
@@ -157,7 +163,30 @@ class _Places:
                 return i
         if short in self.ends:
             return self.ends[short]
+        if not is_path(short) and short in self.stems:
+            return self.stems[short]
         return self.ends.get(parts[-1]) if self.bases[parts[-1]] == 1 else None
+
+
+def _ends(keys: list[str], first: int) -> dict[str, int | None]:
+    """Every end of a key, from the folder ``first`` on; None where several have it."""
+    ends: dict[str, int | None] = {}
+    for i, key in enumerate(keys):
+        parts = key.split("/")
+        for k in range(first, len(parts)):
+            end = "/".join(parts[k:])
+            ends[end] = None if ends.get(end, i) != i else i
+    return ends
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _in_full(unknown: list[str], images: Images) -> str:
+    """What to do, where a path that belongs to no image has no ending."""
+    bare = unknown and not is_path(unknown[0]) and len(images)
+    return f"write names in full, such as {images.key(0)}, " if bare else ""
 
 
 def _given(path: Path, column: str | None) -> tuple[list[tuple[str, str]], int]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
+from PIL.Image import Image
 
-from barlow.errors import UserError
+from barlow.errors import Stopped, UserError
 from barlow.guard import BadImage
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -60,16 +62,25 @@ class Items(Sequence[Array]):
     def __getitem__(self, i: Any) -> Any:
         """Image ``i`` as (h, w) or (h, w, c). Raises BadImage where the item is none, or cannot be read."""
         try:
-            item = self.data[i]
-        except (OSError, ValueError) as error:
-            raise BadImage(f"cannot be read: {error or type(error).__name__}") from None
-        return as_image(item)
+            return as_image(self.data[i])
+        except (BadImage, MemoryError, Stopped):
+            raise
+        except Exception as error:  # of code that is not ours: torchvision raises RuntimeError for a broken JPEG
+            text = re.sub(r"<[^>]*>", "…", " ".join(str(error).split()))[:200]  # no addresses: the same each time
+            raise BadImage(f"cannot be read: {type(error).__name__}{text and ': '}{text}") from error
 
 
 def as_image(item: Any) -> Array:
     """One item of a data set as an array (h, w) or (h, w, c). Raises BadImage."""
+    if isinstance(item, Mapping):  # as of Hugging Face data sets
+        image = next((name for name in item if _is_image(item[name])), next(iter(item), None))
+        raise BadImage(f"is a dict with the keys {', '.join(map(str, item))}: give a data set that returns the image, "
+                       f"such as ds[{image!r}]")  # fmt: skip
     array = _array(item)
     if _is_tensor(_first(item)) and array.ndim == 3:
+        if array.shape[2] <= 4 < min(array.shape[:2]):
+            raise BadImage(f"is a tensor of shape {array.shape}, channels last: give it with .permute(2, 0, 1), or as "
+                           "a NumPy array")  # fmt: skip
         array = np.ascontiguousarray(array.transpose(1, 2, 0))
     if array.dtype.kind not in "buif" or array.ndim not in (2, 3) or not array.size:
         raise BadImage(f"is no image: shape {array.shape}, type {array.dtype}")
@@ -82,10 +93,14 @@ def many_images(source: Any) -> Array | Sequence[Array] | None:
         return source
     if _is_tensor(source):
         array = _array(source)
+        if array.ndim == 4 and array.shape[3] <= 4 < min(array.shape[1:3]):
+            raise UserError(f"the tensor has shape {array.shape}, channels last: give it with .permute(0, 3, 1, 2), or "
+                            "as a NumPy array")  # fmt: skip
         return np.ascontiguousarray(array.transpose(0, 2, 3, 1)) if array.ndim == 4 else array
     if isinstance(source, list | tuple):
-        if not len(source) or not (isinstance(source[0], np.ndarray) or _is_tensor(source[0])):
-            return None
+        first = source[0] if len(source) else None
+        if not (isinstance(first, np.ndarray) or _is_tensor(first)):  # pictures, (image, label), or paths
+            return Items(source) if _is_image(_first(first)) or isinstance(first, Mapping) else None
         try:
             return [as_image(item) if _is_tensor(item) else item for item in source]
         except BadImage as bad:
@@ -126,6 +141,10 @@ def _array(item: Any) -> Array:
 
 def _first(item: Any) -> Any:
     return item[0] if isinstance(item, list | tuple) and len(item) else item
+
+
+def _is_image(item: Any) -> bool:
+    return isinstance(item, np.ndarray | Image) or _is_tensor(item)
 
 
 def _is_tensor(item: Any) -> bool:
