@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from barlow.batch_norm import BatchNorm, exact_batch_norm, moments
@@ -39,11 +40,12 @@ def test_moments_are_as_good_as_in_float64(shape: tuple[int, ...], last: bool, d
 
 
 @pytest.mark.parametrize("last", [True, False])
-@pytest.mark.parametrize("kind", ["plain", "no affine", "momentum None", "nothing kept"])
+@pytest.mark.parametrize("kind", ["plain", "no affine", "momentum None", "nothing kept", "with activation"])
 def test_values_gradients_and_buffers_are_those_of_pytorch(kind: str, last: bool) -> None:
     arguments = {"plain": {}, "no affine": {"affine": False}, "momentum None": {"momentum": None},
-                 "nothing kept": {"track_running_stats": False}}[kind]  # fmt: skip
-    theirs, ours = (nn.BatchNorm2d(3, **arguments).double() for _ in range(2))
+                 "nothing kept": {"track_running_stats": False}, "with activation": {}}[kind]  # fmt: skip
+    norm = BatchNormAct2d if kind == "with activation" else nn.BatchNorm2d
+    theirs, ours = (norm(3, **arguments).double() for _ in range(2))
     ours = exact_batch_norm(ours)
     assert type(ours) is BatchNorm
     x = pictures(17, 3, 5, 6, dtype=torch.float64, last=last)
@@ -71,7 +73,9 @@ def test_in_bfloat16_parameters_stay_float32() -> None:
     assert (y.dtype, x.grad.dtype, norm.weight.grad.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
 
 
-def test_one_value_a_channel_is_refused_as_pytorch_does() -> None:
+def test_one_value_a_channel_is_refused_as_pytorch_does_and_rows_without_channels() -> None:
+    with pytest.raises(ValueError, match="needs"):
+        exact_batch_norm(nn.BatchNorm2d(3))(torch.randn(3))
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         exact_batch_norm(nn.BatchNorm1d(3))(torch.randn(1, 3))
 

@@ -14,7 +14,7 @@ from barlow.signals import EXIT_CODES, Deadline, StopRequest, ignore_stop_signal
 
 LOOP = """
 import os, signal, sys
-from barlow.signals import StopRequest
+from barlow.signals import EXIT_CODES, StopRequest
 with StopRequest() as stop:
     print("ready", flush=True)
     while not stop.signal:
@@ -23,7 +23,7 @@ with StopRequest() as stop:
     for sent in range(2):  # signals that come during the save
         sys.stdin.readline()
     print("saved", flush=True)
-sys.exit(stop.exit_code)
+sys.exit(EXIT_CODES[stop.signal])
 """
 
 
@@ -47,13 +47,13 @@ def test_a_real_process_saves_and_leaves_with_its_code(name: str, code: int) -> 
 def test_the_first_counts_and_the_handlers_come_back(capfd: pytest.CaptureFixture[str]) -> None:
     before = {each: signal.getsignal(each) for each in EXIT_CODES}
     with StopRequest() as stop:
-        assert (stop.signal, stop.exit_code) == (None, None)
+        assert stop.signal is None
         os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGINT)
-        assert (stop.signal, stop.exit_code) == (signal.SIGUSR1, 75)
+        assert stop.signal == signal.SIGUSR1
     assert {each: signal.getsignal(each) for each in EXIT_CODES} == before
     assert capfd.readouterr().err.count("SIGUSR1") == 1
-    assert stop.exit_code == 75
+    assert EXIT_CODES[stop.signal] == 75
 
 
 def test_the_handlers_come_back_after_an_error_too() -> None:
@@ -78,7 +78,7 @@ def test_in_another_thread_nothing_is_installed() -> None:
 
 
 def worker(ready: multiprocessing.synchronize.Event) -> None:  # type: ignore[name-defined]
-    ignore_stop_signals(0)
+    ignore_stop_signals()
     ready.set()
     threading.Event().wait(60)
 

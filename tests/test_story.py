@@ -32,10 +32,8 @@ def test_evaluation_table_marks_the_best_and_keeps_intervals() -> None:
     assert first["note"] == "8,000 labels"
     assert [cell["text"] for cell in second["cells"]] == ["0.500", "–", "–"]
     assert table["confusion"]["names"][0] == "cat"
-    bare = judgement.evaluation_table(JUDGED["rows"])
+    bare = judgement.evaluation_table({key: JUDGED[key] for key in ("rows", "columns")})
     assert bare is not None
-    assert bare["columns"] == JUDGED["columns"]
-    assert bare["rows"][0]["cells"][0]["interval"] == "86.0% – 89.0%"
     assert bare["confusion"] is None
 
 
@@ -57,7 +55,20 @@ def test_the_label_curve_shows_every_kind_of_features() -> None:
     assert none["curve"] == ""
 
 
-@pytest.mark.parametrize("stored", [None, [], {}, {"rows": 3}, {"rows": [{"protocol": "x"}]}, 7, "x", [[]]])
+@pytest.mark.parametrize(
+    "stored",
+    [
+        None,
+        [],
+        {},
+        {"rows": 3},
+        {"rows": [{"protocol": "x"}], "columns": ["x"]},
+        {"rows": 3, "columns": []},
+        7,
+        "x",
+        [[]],
+    ],
+)
 def test_no_rows_no_table(stored: object) -> None:
     assert judgement.evaluation_table(stored) is None
 

@@ -148,11 +148,11 @@ def check(images: str, /, *, split: tuple[str, ...] = (), json: bool = False) ->
         split: Other images, such as a test set, that should share none with these. May be repeated.
         json: Print the report as JSON.
     """
-    from barlow.preview import check_images
+    from barlow.preview import check_images, table
 
-    text, usable = check_images(images, split, json)
-    print(text)
-    sys.exit(0 if usable else DataError.exit_code)
+    result = check_images(images, split)
+    print(as_json(result) if json else table(result))
+    sys.exit(0 if result["usable"] else DataError.exit_code)
 
 
 @app.command

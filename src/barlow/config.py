@@ -119,18 +119,21 @@ class Config:
 
     def __post_init__(self) -> None:
         """Brings what people write to one form; refuses wrong types and values outside their range (UserError)."""
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value is not None:
-                value = _canonical(field.name, plain(value))
-                if not fits(value, _TYPES[field.name]):
-                    raise UserError(f"{word(field.name)} = {shown(value)} is not {in_words(_TYPES[field.name])}.")
-                object.__setattr__(self, field.name, value)
+        for name, value in self.given().items():
+            value = _canonical(name, plain(value))
+            if not fits(value, _TYPES[name]):
+                raise UserError(f"{word(name)} = {shown(value)} is not {in_words(_TYPES[name])}.")
+            object.__setattr__(self, name, value)
         _in_range(self)
 
     def replace(self, **changes: Any) -> Config:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
+
+    def given(self) -> dict[str, Any]:
+        """The fields that are set, by name, in their order."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def word(field: str) -> str:
@@ -179,12 +182,7 @@ def from_text(text: str, source: str) -> Config:
 
 def to_toml(config: Config) -> str:
     """The fields that are set, one a line, in the order of the dataclass; ``read_toml`` gives the same Config back."""
-    lines = []
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if value is not None:
-            lines.append(f"{word(field.name)} = {_toml(value)}")
-    return "\n".join(lines) + "\n"
+    return "\n".join(f"{word(name)} = {_toml(value)}" for name, value in config.given().items()) + "\n"
 
 
 def merge(below: Config, above: Config) -> Config:
@@ -192,7 +190,7 @@ def merge(below: Config, above: Config) -> Config:
 
     The three lengths (epochs, steps, minutes) are one choice: a length above replaces any length below.
     """
-    fields = {f.name: getattr(above, f.name) for f in dataclasses.fields(above) if getattr(above, f.name) is not None}
+    fields = above.given()
     if {"epochs", "steps", "minutes"} & fields.keys():
         below = below.replace(epochs=None, steps=None, minutes=None)
     return below.replace(**fields)

@@ -22,7 +22,7 @@ from barlow.prepare import Ready
 from barlow.readers import WorkerLost
 from barlow.report import write_report
 from barlow.resources import explain_out_of_memory, is_out_of_memory, peak_memory
-from barlow.runlog import plain
+from barlow.runlog import jsonable
 from barlow.session import Session, usual_cause
 from barlow.signals import EXIT_CODES, StopRequest
 
@@ -86,14 +86,13 @@ def way_on(session: Session) -> str:
 
 def diverged(session: Session, batch: Batch, error: NumbersError) -> NumbersError:
     """The same error with the step, what it means for the run, and the remedy; leaves what reproduces it behind."""
-    config, images = session.parts.config, session.parts.images
-    rows = ranks.gather([[images.key(int(i)), int(e)] for i, e in zip(batch.images, batch.epochs, strict=True)])
+    config = session.parts.config
     bundle = {
         "step": batch.step + 1,
         "seed": config.seed,
         "reason": str(error),
-        "terms": plain(getattr(error, "terms", None)),
-        "images": [row for part in rows for row in part],  # key and epoch of each, in the order of the batch
+        "terms": jsonable(getattr(error, "terms", None)),
+        "images": keys(session.parts, batch),
         "processes": ranks.world_size(),
     }
     again = ""
@@ -108,6 +107,12 @@ def diverged(session: Session, batch: Batch, error: NumbersError) -> NumbersErro
         session.log("event", message=f"step {batch.step + 1}: {error}")
     sound = "Nothing was updated, and the last checkpoint is sound."
     return NumbersError(f"At step {batch.step + 1} {error}. {sound} {usual_cause(config.lr)}{again}")
+
+
+def keys(parts: Ready, batch: Batch) -> list[Any]:
+    """Key and epoch of every image of a batch, of all processes in order."""
+    mine = [[parts.images.key(int(i)), int(e)] for i, e in zip(batch.images, batch.epochs, strict=True)]
+    return [row for part in ranks.gather(mine) for row in part]
 
 
 @contextmanager

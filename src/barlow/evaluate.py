@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from barlow.encoder import Encoder, encoder_folder, load_encoder, read_config, u
 from barlow.errors import NumbersError, UserError
 from barlow.features import features_of, fingerprint, raw_pixels
 from barlow.files import atomic_write
-from barlow.finetune import fine_tune_rows
+from barlow.finetune import fine_tuned_answers
 from barlow.kinds import as_path, as_whole
 from barlow.labelled import Labelled, divided, open_labelled
 from barlow.mistakes import named, pictures, worst_mistakes
@@ -139,14 +139,13 @@ def compare(
     targets = labelled.targets.values[train], labelled.targets.values[test]
     kind, names = labelled.targets.kind, labelled.targets.names
     judges = _of_classes(*targets, names, seed) if kind == "classes" else _of_numbers(*targets, kind, seed)
-    measured = _measured(judges, parts, UNITS[kind])
+    found = [(protocol, name, judges[protocol](*parts[name])) for protocol, name in _jobs(judges, parts)]
     if fine_tune:
-        for row, used, details in fine_tune_rows(labelled, encoders, train, test, seed, batch_size):
-            measured["rows"].append(row)
-            measured["training_labels"][row["protocol"]] = used
-            for name, (truth, answers) in details.items():
-                measured["details"].setdefault(name, {})[row["protocol"]] = _detail(truth, answers, names)
-    measured["mistakes"] = named(measured["mistakes"], labelled, np.flatnonzero(train), np.flatnonzero(test))
+        for protocol, name, used, answers in fine_tuned_answers(labelled, encoders, train, test, seed, batch_size):
+            found.append((protocol, name, _of_answers(answers, targets[1], names, used)))
+    measured = _table_of(found, UNITS[kind])
+    surest = next((judged.mistakes for _, _, judged in found if judged.mistakes is not None), [])
+    mistakes = named(surest, labelled, np.flatnonzero(train), np.flatnonzero(test))
     bad = sum(len(images.bad) for images in labelled.images)
     return {
         "images": {"train": int(train.sum()), "test": int(test.sum()), "unreadable": bad + int((~read).sum())},
@@ -156,6 +155,7 @@ def compare(
         "settings": {"k": min(K, int(train.sum())), "temperature": TEMPERATURE, "draws": DRAWS, PIXELS_COLUMN: how},
         "columns": list(columns),
         **measured,
+        "mistakes": mistakes,
         "weights": weights,
     }
 
@@ -178,15 +178,18 @@ def _refuse(labelled: Labelled, train: NDArray[np.bool_], test: NDArray[np.bool_
         raise UserError(f"no training image of class {names[lost[0]]} can be used, but test images of it are there")
 
 
-def _measured(judges: Mapping[str, Protocol], parts: Mapping[str, tuple[Floats, Floats]], unit: str) -> dict[str, Any]:
-    """Every protocol on every column; the mistakes are those of the first."""
-    rows: dict[str, dict[str, Any]] = {p: {"protocol": p, "unit": unit, "intervals": {}, "draws": {}} for p in judges}
+def _jobs(judges: Mapping[str, Protocol], parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Every protocol on every column."""
+    return progress([(protocol, name) for name in parts for protocol in judges], "protocols", len(judges) * len(parts))
+
+
+def _table_of(found: Sequence[tuple[str, str, Judged]], unit: str) -> dict[str, Any]:
+    """What the protocols said of the columns, in the parts of the result."""
+    rows: dict[str, dict[str, Any]] = {}
     details: dict[str, dict[str, Any]] = {}
     used: dict[str, int] = {}
-    mistakes: list[dict[str, Any]] | None = None
-    jobs = [(protocol, name) for name in parts for protocol in judges]
-    for protocol, name in progress(jobs, "protocols", len(jobs)):
-        judged, row = judges[protocol](*parts[name]), rows[protocol]
+    for protocol, name, judged in found:
+        row = rows.setdefault(protocol, {"protocol": protocol, "unit": unit, "intervals": {}, "draws": {}})
         row[name], used[protocol] = judged.value, judged.labels
         if judged.interval:
             row["intervals"][name] = list(judged.interval)
@@ -195,14 +198,17 @@ def _measured(judges: Mapping[str, Protocol], parts: Mapping[str, tuple[Floats, 
             row["draws"][name] = judged.draws
         if judged.detail and name != PIXELS_COLUMN:
             details.setdefault(name, {})[protocol] = judged.detail
-        mistakes = judged.mistakes if mistakes is None else mistakes
-    return {"rows": list(rows.values()), "training_labels": used, "details": details, "mistakes": mistakes or []}
+    return {"rows": list(rows.values()), "training_labels": used, "details": details}
+
+
+def _of_answers(answers: Ints, truth: Ints, names: list[str], used: int) -> Judged:
+    interval = scores.wilson(int((answers == truth).sum()), len(truth))
+    return Judged(scores.accuracy(truth, answers), used, interval, detail=_detail(truth, answers, names))
 
 
 def _of_classes(labels: Ints, truth: Ints, names: list[str], seed: int) -> Mapping[str, Protocol]:
     def judged(answers: Ints) -> Judged:
-        interval = scores.wilson(int((answers == truth).sum()), len(truth))
-        return Judged(scores.accuracy(truth, answers), len(labels), interval, detail=_detail(truth, answers, names))
+        return _of_answers(answers, truth, names, len(labels))
 
     def knn(train: Floats, test: Floats) -> Judged:
         votes = protocols.neighbour_votes(

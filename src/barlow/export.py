@@ -28,6 +28,7 @@ from barlow.files import check_output, keep_foreign, sync_folder
 from barlow.hub import check_push, upload
 from barlow.images import open_images
 from barlow.portable import FromBytes
+from barlow.runlog import read_arrays
 
 Tool = Literal["timm", "onnx", "torch"]
 Bytes = NDArray[np.uint8]
@@ -155,15 +156,9 @@ def _test_images(run: Path, encoder: Encoder, images: Any) -> list[Bytes]:
         chosen = np.unique(np.linspace(0, len(source) - 1, TESTED).astype(np.int64))
         return [source.read_or_replace(int(i))[0] for i in chosen]
     for folder in (run, encoder_folder(run).parent):
-        stored = folder / "snapshots" / "held_out.npz"
-        if stored.is_file():
-            try:
-                with stored.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                    kept = arrays["images"]
-            except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
-                continue
-            if kept.dtype == np.uint8 and kept.ndim == 4 and len(kept) and kept.shape[3] == encoder.channels:
-                return list(kept[:TESTED])
+        kept = read_arrays(folder / "snapshots" / "held_out.npz").get("images", np.zeros(0))
+        if kept.dtype == np.uint8 and kept.ndim == 4 and len(kept) and kept.shape[3] == encoder.channels:
+            return list(kept[:TESTED])
     raise UserError(f"{run} keeps no held-out images to compare the export on; name some with --images.")
 
 

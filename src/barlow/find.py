@@ -13,22 +13,22 @@ from barlow.errors import UserError
 from barlow.sources import Found, shown
 
 
-def find(source: str | Path) -> tuple[Found, Found | None]:
+def find(path: Path) -> tuple[Found, Found | None]:
     """(images, their partners where the source is a table of pairs). Raises UserError, also where there are none."""
-    found, partners = _find(source)
+    found, partners = _find(path)
     if not len(found.rows):
         others = ", ".join(f"{count} {ending}" for ending, count in found.passed_over.most_common(5))
         passed = f" (passed over: {others}){sources.remedy(found.passed_over)}" if others else ""
-        raise UserError(f"no images in {source}{passed}")
+        raise UserError(f"no images in {path}{passed}")
     return found, partners
 
 
-def _find(source: str | Path) -> tuple[Found, Found | None]:
-    path, ending = Path(source), Path(source).suffix.lower()
+def _find(path: Path) -> tuple[Found, Found | None]:
+    ending = path.suffix.lower()
     if path.is_dir():
         return _find_in_folder(path), None
     if ending == ".tar":
-        return shards.find_in_shards(shards.expand(str(source)), path.absolute().parent), None
+        return shards.find_in_shards(shards.expand(str(path)), path.absolute().parent), None
     if not path.exists():
         raise UserError(f"there is no file or folder {path}: check the path (looked for from {Path.cwd()})")
     if ending == ".arrow" or (ending == ".parquet" and _holds_images(path)):
@@ -60,11 +60,10 @@ def _find_in_folder(path: Path) -> Found:
     return columns.find_in_tables(*columns.table_files(path))
 
 
-def root_of(source: str | Path, kind: str) -> bytes:
+def root_of(path: Path, kind: str) -> bytes:
     """The folder that the paths of an index are relative to, now."""
     if kind == "table":
-        return find(source)[0].root
-    path = Path(source)
+        return find(path)[0].root
     if not path.is_dir() and (kind == "folder" or not path.absolute().parent.is_dir()):
         what = "folder" if kind == "folder" else "file or folder"
         raise UserError(

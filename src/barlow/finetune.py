@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeAlias, cast, final
+from typing import Any, cast, final
 
 import numpy as np
 import torch
@@ -23,11 +23,9 @@ from barlow.optimise import parameter_groups, rate
 from barlow.progress import progress
 from barlow.protocols import stratified
 from barlow.reading import Images
-from barlow.scores import accuracy, wilson
 from barlow.views import View, crop, draw, finish
 
 FEW = 0.1  # of the labels, for fine-tuning
-Answers: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 VIEW = View(crop=(0.4, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5)  # mild: labels must survive it
 BATCH, EPOCHS, LEAST = 64, 10, 100  # images a step; passes over the labels, and at least so many steps
@@ -94,29 +92,23 @@ class Tuned(nn.Module):
         return cast(Tensor, self.network(x))
 
 
-def fine_tune_rows(
+def fine_tuned_answers(
     labelled: Labelled, encoders: Mapping[str, Encoder], train: NDArray[np.bool_], test: NDArray[np.bool_], seed: int,
     batch_size: int,
-) -> Iterator[tuple[dict[str, Any], int, dict[str, Answers]]]:  # fmt: skip
-    """(row of the evaluation, labels used, (truth, answers) by encoder) for a tenth and for all of the labels.
+) -> Iterator[tuple[str, str, int, IntArray]]:  # fmt: skip
+    """(protocol, name of the encoder, labels used, answers on the test images), for a tenth and for all of the labels.
 
     UserError where the labels are no classes. All training images lie in the first source.
     """
     if labelled.targets.kind != "classes":
         raise UserError("fine-tuning needs labels that are classes: leave out --fine-tune")
     values, classes = labelled.targets.values, len(labelled.targets.names)
-    every, truth = np.flatnonzero(train), values[test]
+    every = np.flatnonzero(train)
     few = every[stratified(values[every], FEW, np.random.default_rng(seed))]
     for protocol, rows in ((f"fine-tuned, {FEW * 100:g} % of labels", few), ("fine-tuned", every)):
-        row: dict[str, Any] = {"protocol": protocol, "unit": "accuracy", "intervals": {}, "draws": {}}
-        details = {}
         for name, encoder in encoders.items():
             what = f"{protocol}, {name}"
             network = fine_tuned(encoder, labelled.images[0], rows, values[rows], classes, seed=seed, what=what)
             tuned = cast(Encoder, Tuned(encoder, network, classes))
             answers = features_of(tuned, labelled.images, batch_size, what, told=True)[test].argmax(axis=1)
-            row[name] = accuracy(truth, answers)
-            row["intervals"][name] = list(wilson(int((answers == truth).sum()), len(truth)))
-            details[name] = (truth, answers)
-        row["interval"] = next(iter(row["intervals"].values()))
-        yield row, len(rows), details
+            yield protocol, name, len(rows), answers

@@ -9,17 +9,14 @@ from markupsafe import Markup
 
 from barlow.pictures import Line, chart, diverging, number
 
-NO_COLUMN = ("protocol", "unit", "interval", "intervals", "draws")  # of a row of evaluation.json
-
 
 def evaluation_table(stored: Any) -> dict[str, Any] | None:
-    """evaluation.json (its rows, or a bare list of rows) as a table, the best of each row marked; None without rows."""
-    stored = {"rows": stored} if isinstance(stored, list) else stored
-    found = stored.get("rows") if isinstance(stored, dict) else None
-    rows = [row for row in found if isinstance(row, dict) and "protocol" in row] if isinstance(found, list) else []
-    named = stored.get("columns") if rows else None
-    seen = named if isinstance(named, list) else [key for row in rows for key in row if key not in NO_COLUMN]
-    columns = [c for c in dict.fromkeys(map(str, seen)) if any(number(row.get(c)) is not None for row in rows)]
+    """evaluation.json as a table, the best of each row marked; None without rows and columns."""
+    found, named = (stored.get(key) for key in ("rows", "columns")) if isinstance(stored, dict) else (None, None)
+    if not isinstance(found, list) or not isinstance(named, list):
+        return None
+    rows = [row for row in found if isinstance(row, dict) and "protocol" in row]
+    columns = [c for c in dict.fromkeys(map(str, named)) if any(number(row.get(c)) is not None for row in rows)]
     if not columns:
         return None
     counts = stored.get("training_labels")
@@ -34,7 +31,7 @@ def evaluation_table(stored: Any) -> dict[str, Any] | None:
 def _cells(row: dict[str, Any], columns: list[str]) -> list[dict[str, Any]]:
     share = row.get("unit", "accuracy") != "R²"
     stored = row.get("intervals")
-    ends: dict[str, Any] = stored if isinstance(stored, dict) else {columns[0]: row.get("interval")}
+    ends: dict[str, Any] = stored if isinstance(stored, dict) else {}
     values = [number(row.get(column)) for column in columns]
     best = max((v for v in values if v is not None), default=None)
     return [

@@ -14,10 +14,9 @@ import math
 import os
 import shutil
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
@@ -29,7 +28,7 @@ import numpy as np
 from barlow.config import Config, word
 from barlow.console import say
 from barlow.errors import UserError
-from barlow.runlog import Line, Run, read_environment, read_metrics
+from barlow.runlog import Line, Run, read_arrays, read_environment, read_metrics
 
 PATIENCE = 30.0  # seconds that a finished run waits for a tool
 PROJECT = "barlow"
@@ -167,7 +166,7 @@ def check_installed(names: Sequence[str]) -> None:
 def copies(run: Run, config: Config) -> Iterator[None]:
     """While it is open, every line that ``run`` logs is copied to the tools of ``config.logger``, after those that it
     holds already."""
-    settings = {word(f.name): getattr(config, f.name) for f in fields(config) if getattr(config, f.name) is not None}
+    settings = {word(name): value for name, value in config.given().items()}
     first = read_environment(run.folder)
     started = [str(first.get(key)) for key in ("started", "host", "command")]
     name = hashlib.blake2b("\n".join([run.folder.resolve().name, *started]).encode(), digest_size=8).hexdigest()
@@ -236,7 +235,8 @@ def scalars(line: Line) -> tuple[str, dict[str, float]]:
 
 def _views(snapshot: Path) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
     """The pairs of views that the report shows, one above the other; None where there are none."""
-    with suppress(OSError, ValueError, KeyError, zipfile.BadZipFile), np.load(snapshot, allow_pickle=False) as arrays:
+    arrays = read_arrays(snapshot)
+    with suppress(ValueError, KeyError):
         rows = [np.concatenate(list(arrays[name]), axis=1) for name in ("views_a", "views_b")]
         picture = np.concatenate([row[..., :3] if row.shape[2] >= 3 else row[..., :1].repeat(3, 2) for row in rows])
         return np.ascontiguousarray(picture, np.uint8)

@@ -119,9 +119,10 @@ def consistent(config: Config, images: int, channels_b: int) -> None:
 Rule = Callable[[Config, Findings], tuple[Any, str]]
 
 
-def _out(config: Config, found: Findings) -> tuple[str, str]:
+def run_folder(config: Config) -> str:
+    """Where a run goes: the folder that is given, or one named after the images."""
     name = Path(config.images or "images").resolve().name
-    return f"runs/{name.split('.')[0] or 'images'}", "named after the images"
+    return config.out or f"runs/{name.split('.')[0] or 'images'}"
 
 
 def _image_size(config: Config, found: Findings) -> tuple[int, str]:
@@ -171,10 +172,10 @@ def _lambda(config: Config, found: Findings) -> tuple[float, str]:
 
 def _optimizer(config: Config, found: Findings) -> tuple[str, str]:
     assert config.batch_size is not None
-    if config.batch_size >= 1024 and "vit" not in str(config.encoder) and "mixer" not in str(config.encoder):
-        return "lars", "a large batch and a convolutional network, as in the paper"
     if "vit" in str(config.encoder) or "mixer" in str(config.encoder):
         return "adamw", "LARS collapses on transformers"
+    if config.batch_size >= 1024:
+        return "lars", "a large batch and a convolutional network, as in the paper"
     if found.device == "cpu":
         return "muon", "learns all directions of the embedding at once: the most of those tried in a short time"
     return "adamw", "better than LARS at this batch size"
@@ -201,10 +202,6 @@ def _lr_bias(config: Config, found: Findings) -> tuple[float | None, str]:
         return None, ""
     rate = 0.0048 / 32 * config.batch_size / 256
     return rate, "the paper's 0.0048 × batch / 256, over its 32 GPUs: its gradients were divided by their number"
-
-
-def _weight_decay(config: Config, found: Findings) -> tuple[float, str]:
-    return (1.5e-6, "the paper's") if config.optimizer == "lars" else (0.05, "usual for AdamW and Muon")
 
 
 def _epochs(config: Config, found: Findings) -> tuple[float | None, str]:
@@ -266,7 +263,7 @@ def _views(config: Config, found: Findings) -> tuple[str, str]:
 
 
 RULES: dict[str, Rule] = {
-    "out": _out,
+    "out": lambda c, f: (run_folder(c), "named after the images"),
     "seed": lambda c, f: (0, "the same seed gives the same run"),
     "held_out": _held_out,
     "channels": lambda c, f: (f.channels, "what the images have"),
@@ -287,7 +284,9 @@ RULES: dict[str, Rule] = {
     "optimizer": _optimizer,
     "lr": _lr,
     "lr_bias": _lr_bias,
-    "weight_decay": _weight_decay,
+    "weight_decay": lambda c, f: (
+        (1.5e-6, "the paper's") if c.optimizer == "lars" else (0.05, "usual for AdamW and Muon")
+    ),
     "warmup": lambda c, f: (0.01, "10 of 1,000 epochs, as in the paper") if c.optimizer == "lars" else (0.05, "usual"),
     "epochs": _epochs,
     "precision": _precision,

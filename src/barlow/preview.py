@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,15 +35,13 @@ def show_views(config: Config, output: Path, count: int) -> Path:
     )
 
 
-def check_images(images: str, splits: Sequence[str], as_json: bool) -> tuple[str, bool]:
-    """(report as text or JSON, whether the images can be trained on), with the settings that pretrain would choose."""
+def check_images(images: str, splits: Sequence[str]) -> dict[str, Any]:
+    """The report of ``check``, and where the images can be trained on the settings that pretrain would choose."""
     report = check(images, {name: name for name in splits})
     if report["usable"]:
         _, _, choices = survey(Config(images), None)
         report["settings"] = {choice.word: [choice.value, choice.reason] for choice in choices}
-    if as_json:
-        return json.dumps(report, indent=2, ensure_ascii=False), report["usable"]
-    return table(report), report["usable"]
+    return report
 
 
 def table(report: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from barlow.cores import threads
 
-STRENGTHS = tuple(10.0**-e for e in (-2, -1.5, -1, -0.5, 0, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6))  # of the penalty, strong to weak
+STRENGTHS = tuple(10.0**-e for e in (-2, -1.5, -1, -0.5, 0, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6))  # strong to weak
 LONE = 10.0**-1.5  # where each class has but one label and nothing can be held back
 PATIENCE = 2  # strengths in a row without gain that end the search
 SMALL = 1 << 19  # numbers; to fit fewer than that, a second thread costs more than it brings

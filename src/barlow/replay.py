@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from barlow import ranks
 from barlow.batches import Batch
 from barlow.console import say
+from barlow.endings import keys
 from barlow.errors import NumbersError, UserError
 from barlow.manifest import read_json
 from barlow.prepare import Ready, seed_step
@@ -44,12 +44,6 @@ def replay(session: Session, bundle: dict[str, Any]) -> NumbersError | None:
             what = "Reproduced: the same" if same else f"Not the same ({bundle['reason']} at step {last:,}), but"
             return NumbersError(f"{what} at step {step + 1:,}: {error}. {first_broken(parts, batch)}")
     return None
-
-
-def keys(parts: Ready, batch: Batch) -> list[Any]:
-    """Key and epoch of every image of a batch, of all processes in order."""
-    mine = [[parts.images.key(int(i)), int(e)] for i, e in zip(batch.images, batch.epochs, strict=True)]
-    return [row for part in ranks.gather(mine) for row in part]
 
 
 def first_broken(parts: Ready, batch: Batch) -> str:

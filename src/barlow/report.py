@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import json
 import tomllib
-import zipfile
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
@@ -38,7 +37,7 @@ from barlow.health import diagnose, spectrum
 from barlow.judgement import evaluation_table
 from barlow.kinds import as_path
 from barlow.pictures import sheet, thumbnail
-from barlow.runlog import SNAPSHOT, parse, read_environment
+from barlow.runlog import SNAPSHOT, parse, read_arrays, read_environment
 from barlow.story import cards, choices, health_charts, loss_charts, notes, overall
 
 Arrays = dict[str, NDArray[Any]]
@@ -86,7 +85,7 @@ def read_folder(run: Path) -> Folder:
     return Folder(
         run, _toml(run / "config.toml"), read_environment(run), lines, _held_out(run / "snapshots" / "held_out.npz"),
         _snapshots(run / "snapshots"), _spectra(run / "snapshots"), _json(run / "evaluation.json"),
-        _arrays(run / "snapshots" / "mistakes.npz"), _json_lines(run / "quarantine.jsonl"),
+        read_arrays(run / "snapshots" / "mistakes.npz"), _json_lines(run / "quarantine.jsonl"),
     )  # fmt: skip
 
 
@@ -182,28 +181,21 @@ def _health_of(snapshots: list[Snapshot]) -> list[dict[str, Any]]:
     return lines
 
 
-def _arrays(path: Path) -> Arrays:
-    try:
-        # numpy leaves a file open that it opened itself and found to be torn
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
-        return {}
-
-
 def _spectra(folder: Path) -> list[tuple[int, NDArray[Any], NDArray[Any]]]:
     """(step, spectrum of the features, of the embedding) of up to ``LOOKS`` snapshots, spread evenly."""
-    found = sorted(
-        (int(name[1]), path) for path in folder.glob("step-*.npz") if (name := SNAPSHOT.fullmatch(path.name))
-    )
+    found = _numbered(folder)
     chosen = sorted(set(np.linspace(0, len(found) - 1, LOOKS).astype(int))) if found else []
     made = [snapshot for i in chosen if (snapshot := _snapshot(*found[i]))]
     return [(s.step, spectrum(s.features), spectrum(s.embedding_a)) for s in made]
 
 
+def _numbered(folder: Path) -> list[tuple[int, Path]]:
+    """(step, file) of all snapshots, in order."""
+    return sorted((int(name[1]), path) for path in folder.glob("step-*.npz") if (name := SNAPSHOT.fullmatch(path.name)))
+
+
 def _snapshots(folder: Path) -> list[Snapshot]:
-    found = [(int(name[1]), path) for path in folder.glob("step-*.npz") if (name := SNAPSHOT.fullmatch(path.name))]
-    steps = sorted(found)
+    steps = _numbered(folder)
     chosen: dict[int, Snapshot] = {}
     for target in (0.0, 1.0, 1 / 3, 2 / 3):  # a damaged file gives way to the sound one nearest to it
         place = target * (len(steps) - 1)
@@ -217,7 +209,7 @@ def _snapshots(folder: Path) -> list[Snapshot]:
 
 
 def _snapshot(step: int, path: Path) -> Snapshot | None:
-    stored = _arrays(path)
+    stored = read_arrays(path)
     wanted = [stored.get(name) for name in Snapshot._fields[1:]]
     arrays = [a.astype(np.float32) for a in wanted if a is not None and a.ndim == 2 and len(a) > 1 and a.shape[1] > 0]
     if len(arrays) < 3 or not all(np.isfinite(a).all() for a in arrays) or arrays[1].shape != arrays[2].shape:
@@ -226,7 +218,7 @@ def _snapshot(step: int, path: Path) -> Snapshot | None:
 
 
 def _held_out(path: Path) -> Arrays:
-    stored = _arrays(path)
+    stored = read_arrays(path)
     pictures = {k: a for k, a in stored.items() if k != "keys" and a.ndim == 4 and a.dtype == np.uint8 and a.size}
     if "images" in pictures:
         count = len(pictures["images"])

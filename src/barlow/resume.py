@@ -58,7 +58,7 @@ def continued(stored: Config, given: Config, out: Path, allow: Collection[str] =
         )
     if any(getattr(given, name) not in (None, getattr(stored, name)) for name in accepted.intersection(LENGTHS)):
         stored = stored.replace(epochs=None, steps=None, minutes=None)  # the three are one choice
-    taken = {name: getattr(given, name) for name in (FREE - {"out"}) | accepted if getattr(given, name) is not None}
+    taken = {name: value for name, value in given.given().items() if name in (FREE - {"out"}) | accepted}
     return stored.replace(**taken)
 
 

@@ -6,7 +6,7 @@ import multiprocessing
 import time
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from barlow.length import TRIAL_SECONDS, Pace, steps_of_epochs, steps_of_minutes
 from barlow.loggers import check_installed, copies
 from barlow.looks import looks
 from barlow.own import Own, own
-from barlow.plan import RULES, Choice, Findings
+from barlow.plan import Choice, run_folder
 from barlow.prepare import Ready, ready
 from barlow.progress import duration
 from barlow.quarantine import Quarantine
@@ -86,7 +86,7 @@ def pretrain(
     mine, others = own(views, encoder), multiprocessing.active_children()
     config = mine.recorded(settings(config))
     check_installed(config.logger or ())
-    out = Path(config.out or RULES["out"](config, _NOTHING)[0])
+    out = Path(run_folder(config))
     if for_a_later_call():
         return out
     with ExitStack() as stack:
@@ -222,7 +222,7 @@ def fix_length(begun: Begun, fabric: Fabric, mine: Own, started: float, quiet: b
     if begun.run and read_toml(begun.run.folder / "config.toml").steps is None:  # else --allow gives another length
         begun.run.write_config(to_toml(config))
     ranks.barrier()
-    return Begun(config, begun.images, begun.run, True)
+    return replace(begun, config=config)
 
 
 def open_session(parts: Ready, begun: Begun, started: float, allow: Collection[str], stack: ExitStack) -> Session:
@@ -279,6 +279,3 @@ def show_plan(config: Config, fabric: Fabric, images: Any, mine: Own) -> Path:
     memory = readable(peak_memory(fabric.device.type))
     say_choice("plan", f"{steps:,} steps", f"{pace.step * 1e3:.0f} ms each, about {total} in all; peak memory {memory}")
     return Path(resolved.out or ".")
-
-
-_NOTHING = Findings(0, 1, 1, 1, True, (), (), 0, "cpu", 1, 1, False)

@@ -1,7 +1,7 @@
 """The run folder: who may write in it, and metrics.jsonl, which after a resume reads as if the run never stopped.
 
 metrics.jsonl holds one JSON object a line with ``kind`` and ``step`` (steps done). Lines of the kinds ``train`` and
-``health`` follow from config, seed and images alone; ``speed`` and ``event`` (``TIMED``) tell of clock and world.
+``health`` follow from config, seed and images alone; ``speed`` and ``event`` tell of clock and world.
 A float that is not finite is written as null: JSON has no NaN, and readers of tables make it a missing value.
 """
 
@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -27,25 +28,21 @@ from barlow.files import atomic_write, sweep
 from barlow.lock import Lock
 
 KINDS = ("train", "health", "speed", "event")
-TIMED = ("speed", "event")
 Line = dict[str, Any]
 SNAPSHOT = re.compile(r"step-(\d+)\.npz")
 
 
-def open_run(out: Path, *, resume: bool = False) -> Run:
+def open_run(out: Path) -> Run:
     """Creates the run folder ``out``, or opens the run that is there, and locks it. Use as a context manager.
 
-    ``resume``: a run must be there. Raises UserError, and touches nothing, when ``out`` is a file or holds something
-    that is not a run, when there is nothing to resume, or when another process writes in it.
+    Raises UserError, and touches nothing, when ``out`` is a file or holds something that is not a run, or when another
+    process writes in it.
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: give --out a folder")
-    ours = "barlow" in read_environment(out)
-    if resume and not (ours and (out / "config.toml").is_file()):
-        raise UserError(f"there is no run to resume in {out}")
     there = sorted(path.name for path in out.iterdir() if not path.name.startswith(".")) if out.exists() else []
     strange = [name for name in there if name != "run.lock"]
-    if strange and not ours:
+    if strange and "barlow" not in read_environment(out):
         raise UserError(f"{out} holds {strange[0]!r} and is no run of barlow: give --out a new or an empty folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -112,10 +109,6 @@ class Run:
         """Writes config.toml: the resolved config."""
         atomic_write(self.folder / "config.toml", text)
 
-    def read_config(self) -> str:
-        """The config the run was begun with, as text."""
-        return (self.folder / "config.toml").read_text()
-
     def write_environment(self, about: Mapping[str, Any]) -> list[str]:
         """Writes environment.json; of a resumed run only what has changed, under ``resumed``, one entry a resume.
 
@@ -139,7 +132,7 @@ class Run:
         if kind not in KINDS:
             raise ValueError(f"no kind of line {kind!r}; there are {KINDS}")
         full = bool(self._pending)
-        line = {key: plain(value) for key, value in {"kind": kind, "step": int(step), **values}.items()}
+        line = {key: jsonable(value) for key, value in {"kind": kind, "step": int(step), **values}.items()}
         self._pending += json_line(line)
         for copy in self.copies:
             copy(line)
@@ -216,16 +209,16 @@ def stays(line: Mapping[str, Any], step: int) -> bool:
 
 def json_line(record: Mapping[str, object]) -> bytes:
     """One strict JSON object and a newline. Names of files that are no Unicode come back as they were."""
-    text = json.dumps({key: plain(value) for key, value in record.items()}, ensure_ascii=False, allow_nan=False)
+    text = json.dumps({key: jsonable(value) for key, value in record.items()}, ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
-def plain(value: object) -> object:
+def jsonable(value: object) -> object:
     """Numbers of numpy and torch as Python's, not finite ones as None, inside lists and mappings too."""
     if isinstance(value, Mapping):
-        return {str(key): plain(inner) for key, inner in value.items()}
+        return {str(key): jsonable(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
+        return [jsonable(inner) for inner in value]
     item = getattr(value, "item", None)
     if item is not None:
         value = item()
@@ -278,3 +271,13 @@ def write_arrays(path: Path, **arrays: np.ndarray[Any, Any]) -> Path:
     path.parent.mkdir(exist_ok=True)
     atomic_write(path, buffer.getvalue())
     return path
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """The arrays of an .npz file; none where it is not there, or damaged."""
+    try:
+        # numpy leaves a file open that it opened itself and found to be torn
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        return {}

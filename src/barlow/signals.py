@@ -24,7 +24,7 @@ CLOCK = re.compile(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)")  # SLURM's days-hour
 
 @final
 class StopRequest:
-    """``with StopRequest() as stop:`` … after each step: ``if stop.signal: save and exit with stop.exit_code``.
+    """``with StopRequest() as stop:`` … after each step: ``if stop.signal:`` save, and exit with its code.
 
     SIGTERM, SIGINT and SIGUSR1 only leave a note, the first one counts, so no signal can spoil a save; to abandon the
     save send SIGKILL. The handlers found are put back at the end. Outside the main thread nothing is installed.
@@ -34,11 +34,6 @@ class StopRequest:
         self.signal: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
         self._pid = os.getpid()
-
-    @property
-    def exit_code(self) -> int | None:
-        """143, 130 or 75 by the signal that came first; None when none came."""
-        return None if self.signal is None else EXIT_CODES[self.signal]
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if self.signal is not None or os.getpid() != self._pid:  # a forked worker has nothing to say or to save
@@ -58,8 +53,8 @@ class StopRequest:
         self._before = {}
 
 
-def ignore_stop_signals(_: int = 0) -> None:
-    """For ``DataLoader(worker_init_fn=…)``: the scheduler signals every process, and the last step needs the workers.
+def ignore_stop_signals() -> None:
+    """For workers: the scheduler signals every process, and the last step needs them.
 
     A worker that ignores SIGTERM and hangs is ended by ``kill_workers`` only.
     """
