@@ -20,7 +20,7 @@ from barlow import sources
 from barlow.errors import DataError, Stopped, UserError
 from barlow.guard import BadImage
 from barlow.images import Images, open_images
-from barlow.quarantine import Quarantine, read_quarantine
+from barlow.quarantine import MAX_BAD, Quarantine, read_quarantine
 from barlow.reading import Bad, replacements
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -58,6 +58,7 @@ BAD_SOURCES: dict[str, tuple[dict[str, bytes], str, str]] = {
     "csv without paths": ({"a.csv": b"a,b\n1,2\n"}, "a.csv", "one column of image paths, .* it has none"),
     "csv with three": ({"a.csv": b"a.png,b.png,c.png\n"}, "a.csv", "it has 3"),
     "ragged csv": ({"a.csv": b"a,b\n1,2\n3\n"}, "a.csv", "row 3 of .* another number of columns"),
+    "a run": ({"config.toml": b"", "index.parquet": b"PAR1"}, "", "is the folder of a run, not of images: give the"),
     "broken parquet": ({"a.parquet": b"PAR1 and no more"}, "a.parquet", "cannot be read as a table"),
 }  # fmt: skip
 
@@ -149,7 +150,7 @@ def test_a_run_over_the_corpus_completes_with_the_same_bits(tmp_path: Path) -> N
     assert bad == set(broken)
     assert corpus_run(tmp_path / "in") == (pixels, used, bad)
     with pytest.raises(DataError) as stop:
-        Quarantine(open_images(tmp_path / "in"), None).start()
+        Quarantine(open_images(tmp_path / "in"), tmp_path / "quarantine.jsonl", MAX_BAD).start()
     assert str(stop.value).count(",") >= 9  # ten names
 
 
@@ -176,11 +177,11 @@ def test_quarantine_records_each_file_once(tmp_path: Path) -> None:
     images, file = open_images(tmp_path / "in"), tmp_path / "quarantine.jsonl"
     (tmp_path / "in" / "05.png").write_bytes(corpus.good_files()["colour.png"][:-500])
     for _ in range(2):  # the second time as a resume
-        quarantine = Quarantine(images, file)
+        quarantine = Quarantine(images, file, MAX_BAD, 300)
         quarantine.start()
         for _ in range(2):
             _, _, bad = images.read_or_replace(5)
-            quarantine.add(150, [None, bad, bad])
+            quarantine.add([bad, bad])
     rows = read_quarantine(file)
     assert [row["path"] for row in rows] == ["new\\x0aline.png", "page.jpg", "05.png"]
     assert [row["reason"] for row in rows] == ["an empty file", "a web page, not an image", "image file is truncated"]
@@ -190,7 +191,7 @@ def test_quarantine_records_each_file_once(tmp_path: Path) -> None:
     assert rows[2]["bytes"] == len(whole)
     with file.open("a") as out:
         out.write('{"path": "cut o')  # a crash while writing
-    quarantine = Quarantine(images, file)
+    quarantine = Quarantine(images, file, MAX_BAD)
     assert len(quarantine.written) == 3
     assert [json.loads(line)["path"] for line in file.read_text().splitlines()] == [row["path"] for row in rows]
 
@@ -220,13 +221,13 @@ def test_the_rule_for_too_many(
     tmp_path: Path, total: int, steps: list[tuple[int, int]], max_bad: float, stops: bool
 ) -> None:
     images = open_images(np.zeros((total, 2, 2, 1), np.uint8))
-    quarantine = Quarantine(images, None, max_bad)
     seen, count = steps[0]
+    quarantine = Quarantine(images, tmp_path / "quarantine.jsonl", max_bad, seen)
     if not stops:
-        quarantine.add(seen, bads(images, count))
+        quarantine.add(bads(images, count))
         return
     with pytest.raises(DataError) as stop:
-        quarantine.add(seen, bads(images, count))
+        quarantine.add(bads(images, count))
     assert stop.value.exit_code == 3
     assert f"The first: {', '.join(str(k) for k in range(min(count, 10)))}" in str(stop.value)
 
@@ -235,22 +236,21 @@ def test_headers_and_pixels_count_together(tmp_path: Path) -> None:
     folder_of(tmp_path / "in", 194, height=2, width=2)
     corpus.write(tmp_path / "in", {f"x{k}.png": b"" for k in range(6)})  # 3 %
     images = open_images(tmp_path / "in")
-    quarantine = Quarantine(images)
+    quarantine = Quarantine(images, tmp_path / "quarantine.jsonl", MAX_BAD)
     quarantine.start()
-    quarantine.add(194, bads(images, 4))  # 2 %: 5 % in all
+    quarantine.seen = 194
+    quarantine.add(bads(images, 4))  # 2 %: 5 % in all
     with pytest.raises(DataError, match="11 images of 200"):
-        quarantine.add(0, bads(images, 5))
+        quarantine.add(bads(images, 5))
     with pytest.raises(DataError, match=r"max_bad = 0\.01"):
-        Quarantine(images, None, 0.01).start()
-    with pytest.raises(UserError, match="share between 0 and 1"):
-        Quarantine(images, None, 5)
+        Quarantine(images, tmp_path / "other.jsonl", 0.01).start()
 
 
 def test_images_looked_at_are_counted_by_their_headers_at_first(tmp_path: Path) -> None:
     folder_of(tmp_path / "in", 8)
     corpus.write(tmp_path / "in", {"x.png": b"", "y.png": b""})
     with pytest.raises(DataError, match=r"2 images of 10 looked at cannot be used, .* The first: x.png, y.png"):
-        Quarantine(open_images(tmp_path / "in"), None, 0.1).start()
+        Quarantine(open_images(tmp_path / "in"), tmp_path / "quarantine.jsonl", 0.1).start()
 
 
 def test_a_resume_judges_the_images_that_it_has_seen(tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_a_resume_judges_the_images_that_it_has_seen(tmp_path: Path) -> None:
         quarantine = Quarantine(images, tmp_path / "quarantine.jsonl", 0.05, 32 * first)
         for step in range(first, last):
             quarantine.seen = 32 * step
-            quarantine.add(0, bad[step])
+            quarantine.add(bad[step])
         return quarantine
 
     whole = go(0, 20)

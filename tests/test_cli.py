@@ -234,6 +234,8 @@ def mistakes(tmp: Path) -> dict[str, tuple[list[object], str]]:
     (tmp / "thesis").mkdir()
     (tmp / "thesis" / "chapter1.tex").write_text("dear reader")
     (tmp / "bad.toml").write_text("lamda = 0.1")
+    (tmp / "begun").mkdir()
+    (tmp / "begun" / "config.toml").touch()
     (tmp / "labels.csv").write_text("path,label\nelsewhere/x.png,cat\n")
     return {
         "no images named": (["pretrain"], "No images are named"),
@@ -252,6 +254,7 @@ def mistakes(tmp: Path) -> dict[str, tuple[list[object], str]]:
         "not a number": (["pretrain", images, "--lr", "fast"], "--lr"),
         "resume of nothing": (["pretrain", "--resume", tmp / "none"], "no run to resume"),
         "no such run": (["embed", tmp / "none", images, "-o", tmp / "e.npy"], "neither a run folder"),
+        "no encoder yet": (["embed", tmp / "begun", images, "-o", tmp / "e.npy"], "begun is not finished: go on with"),
         "export to nowhere": (["export", tmp / "none", "--to", "timm", "-o", tmp / "e"], "neither a run folder"),
         "export to what": (["export", tmp / "none", "--to", "caffe", "-o", tmp / "e"], "--to"),
         "report of nothing": (["report", tmp / "none"], "none"),

@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from barlow.decode import BadImage, Header, decode, has_alpha, header, mode_kind
+from barlow.decode import Header, decode, has_alpha, header, mode_kind
+from barlow.guard import BadImage
 
 
 def image(mode: str, pixels: list[Any], width: int) -> Image.Image:

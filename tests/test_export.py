@@ -288,6 +288,19 @@ def test_model_card(run: Path) -> None:
     assert "secret" not in card
 
 
+def test_a_card_of_deep_images_does_not_open_them_as_pictures(tmp_path: Path) -> None:
+    """Kills: three bands of 16 bits through Pillow's RGB, 8 bits of them, and then through their range as well."""
+    folder = a_run(tmp_path / "run") / "encoder"
+    config = json.loads((folder / "config.json").read_text())
+    assert config["pretrained_cfg"]["input_size"][0] == 3
+    assert "exif_transpose" in model_card(folder)
+    config["barlow"] |= {"value_range": [0.01, 0.06], "value_dtype": "uint16"}
+    (folder / "config.json").write_text(json.dumps(config))
+    card = model_card(folder)
+    assert "exif_transpose" not in card
+    assert "lo, hi = 0.01, 0.06" in card
+
+
 def test_model_card_of_a_folder_alone_says_what_is_not_known(run: Path, tmp_path: Path) -> None:
     export_encoder(run, "timm", tmp_path / "out")
     card = model_card(tmp_path / "out")

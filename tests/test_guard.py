@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import resource
 import threading
 import warnings
@@ -13,7 +14,9 @@ from corpus import encoded, npy, picture
 from PIL import Image
 
 from barlow import guard
-from barlow.decode import BadImage, decode, header
+from barlow.decode import decode, header
+from barlow.errors import Stopped
+from barlow.guard import BadImage
 
 BROKEN = corpus.broken_files()
 
@@ -138,3 +141,9 @@ def test_warnings_raise_inside_and_are_restored_after_threads() -> None:
 def test_a_large_photograph_below_the_limit_is_read_without_a_warning() -> None:
     data = corpus.png(10_000, 9_000, 1, 0, b"\0" * (1251 * 9000))  # 90 Mpx: Pillow alone would warn
     assert header(data).width == 10_000
+
+
+def test_a_signal_while_a_file_is_read_is_no_fault_of_the_file() -> None:
+    """Kills: the end of the program, asked for while a file is read, taken for a broken file."""
+    with pytest.raises(Stopped, match="by a signal"), guard.only_bad_images(io.BytesIO()):
+        raise Stopped("ended by a signal", 143)

@@ -14,7 +14,8 @@ from barlow.config import Config
 
 SOURCE = Path(barlow.__file__).parent
 ROOMS = {path.stem: path for path in sorted(SOURCE.glob("*.py"))}
-TABLE = re.findall(r"^\| `(\w+)\.py` \|", (SOURCE / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+TOLD = re.findall(r"^\| `(\w+)\.py` \| (.*) \|$", (SOURCE / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+TABLE = [room for room, _ in TOLD]
 ALONE = {  # rooms that work on plain arrays and tensors, and all that they may import
     "draws": {"numpy"}, "measures": {"numpy"}, "neighbours": {"numpy"}, "health": {"numpy"},
     "verdict": set(), "scores": {"numpy", "sklearn", "scipy"}, "forms": {"torch"}, "objective": {"torch"},
@@ -47,6 +48,12 @@ def ours(path: Path) -> set[str]:
 
 def test_the_table_has_every_room_once() -> None:
     assert sorted(TABLE) == sorted(ROOMS.keys() - {"__init__", "__main__"})
+
+
+@pytest.mark.parametrize(("room", "told"), TOLD, ids=TABLE)
+def test_the_table_says_what_the_room_says_of_itself(room: str, told: str) -> None:
+    head = ast.get_docstring(ast.parse(ROOMS[room].read_text(encoding="utf-8"))) or ""
+    assert " ".join(head.split("\n\n")[0].split()) == told
 
 
 @pytest.mark.parametrize("room", sorted(ROOMS.keys() - {"__init__", "__main__"}))

@@ -10,7 +10,8 @@ import threading
 import pytest
 
 from barlow.errors import UserError
-from barlow.signals import EXIT_CODES, Deadline, StopRequest, ignore_stop_signals, kill_workers, parse_duration
+from barlow.kinds import parse_duration
+from barlow.signals import EXIT_CODES, Deadline, StopRequest, ignore_stop_signals, kill_workers
 
 LOOP = """
 import os, signal, sys

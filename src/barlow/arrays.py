@@ -42,12 +42,8 @@ class Held:
     def __len__(self) -> int:
         return len(self.parts) if self.array is None else len(self.array)
 
-    def __getitem__(self, i: int) -> Array:
-        """Image ``i``, (h, w, c); raises BadImage."""
-        return self.read(i)
-
-    def read(self, i: int, fill: bool = True) -> Array:
-        """The same; ``fill`` as in ``decode``."""
+    def read(self, i: int, fill: bool) -> Array:
+        """Image ``i``, (h, w, c); raises BadImage. ``fill`` as in ``decode``."""
         return tidy(np.array(self.parts[i] if self.array is None else self.array[i]), fill)
 
     def __reduce__(self) -> tuple[Any, ...]:

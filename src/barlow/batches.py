@@ -131,9 +131,6 @@ class Stream(Dataset[Batch]):
         kind = torch.uint8 if source.dtype == "uint8" else torch.float32
         return torch.empty((count, self.size, self.size, source.channels), dtype=kind)
 
-    def __len__(self) -> int:
-        return len(self.train) // self.batch_size
-
     def finish(self, batch: Batch, device: torch.device, scales: Sequence[Scale]) -> list[Tensor]:
         """The views in ``batch`` as the network takes them, float32 (n, c, size, size); the work is on ``device``.
 

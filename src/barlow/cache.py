@@ -26,6 +26,7 @@ from PIL import Image
 
 from barlow.cores import cores
 from barlow.decode import RULE
+from barlow.draws import IntArray
 from barlow.guard import BadImage
 from barlow.index import OK, WORDS, in_threads, place
 from barlow.reading import Images, RawPixels
@@ -34,7 +35,6 @@ from barlow.sources import size_and_time
 from barlow.store import content_name, free_bytes, made, store_root
 
 Array = np.ndarray[Any, np.dtype[Any]]
-IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
 MARGIN = 1.15  # short side of a prepared image over that of the crop
 LAYOUT = 1  # of the folder; raise it whenever what is written changes

@@ -69,7 +69,7 @@ def model_card(folder: Path) -> str:
     takes = config["pretrained_cfg"]["input_size"]
     features = config.get("num_features", "")
     name = _escaped(str(config["architecture"]).removeprefix(OWN))
-    usage = _usage_of_own(name) if name != config["architecture"] else _usage(*takes[:2])
+    usage = _usage_of_own(name) if name != config["architecture"] else _usage(config, *takes[:2])
     usage += _range(config["barlow"].get("value_range"), config["barlow"].get("value_dtype"))
     what, unit = ("A", "numbers") if "shape" in config["barlow"] else ("An image", "pixels")
     size = " × ".join(map(str, takes))
@@ -87,14 +87,15 @@ def model_card(folder: Path) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def _usage(channels: int, size: int) -> str:
+def _usage(config: dict[str, Any], channels: int, size: int) -> str:
+    pictures = channels == 3 and config["barlow"].get("value_range") is None  # such as Pillow opens
     code = [
-        "import timm", *(["from PIL import Image, ImageOps"] if channels == 3 else []), "",
+        "import timm", *(["from PIL import Image, ImageOps"] if pictures else []), "",
         'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # on the Hub: "hf-hub:user/name"',
-        "transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))",
     ]  # fmt: skip
-    if channels == 3:
-        code += ["", "", SQUARE, "",
+    if pictures:
+        code += ["transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))",
+                 "", "", SQUARE, "",
                  'image = square(ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB"))',
                  "features = model(transform(image).unsqueeze(0))",
                  "", "from transformers import AutoImageProcessor, AutoModel", "",
@@ -102,8 +103,8 @@ def _usage(channels: int, size: int) -> str:
                  'processor = AutoImageProcessor.from_pretrained("FOLDER")',
                  'features = model(**processor(image, return_tensors="pt")).pooler_output']  # fmt: skip
     else:
-        code += ["# transform is for RGB pictures; this encoder takes the middle square of an image, resized (bicubic,"
-                 f"\n# antialiased) to {channels} × {size} × {size}, scaled to 0..1, less "
+        code += ["# timm's transform is for RGB pictures; this encoder takes the middle square of an image, resized"
+                 f"\n# (bicubic, antialiased) to {channels} × {size} × {size}, scaled to 0..1, less "
                  "model.pretrained_cfg['mean'],\n# divided by model.pretrained_cfg['std']"]  # fmt: skip
     return "## Use\n\n```python\n" + "\n".join(code) + "\n```\n"
 

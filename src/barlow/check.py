@@ -22,6 +22,7 @@ from barlow.errors import UserError
 from barlow.guard import BadImage
 from barlow.images import Images, Source, open_images
 from barlow.index import in_threads, modes, read_row
+from barlow.quarantine import MAX_BAD
 from barlow.sources import shown
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -34,7 +35,6 @@ SMALLEST = 8  # pixels: a short side below it is tiny in any data set
 TINY = 0.25  # of the median short side
 FLAT = 2 / 255  # an image whose channels vary by no more is constant; a colour image so close to grey is grey
 MOSTLY = 0.9  # share of grey images from which on the few in colour are asked about
-MAX_BAD = 0.05  # share of unreadable images from which on pretrain would stop
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +101,7 @@ def _digest(images: Images, i: int, array: Array) -> bytes:
     return hashlib.sha256(repr(array.shape).encode() + array.tobytes()).digest()
 
 
-def check(source: Source, splits: Mapping[str, Source] | None = None, channels: int | None = None) -> Report:
+def check(source: Source, splits: Mapping[str, Source] | None = None) -> Report:
     """A report in plain JSON values. ``splits``: name → other images; none of the sets should share an image.
 
     ``usable`` is False when more than 5 % cannot be read, fewer than two can, or all are constant. ``problems`` says so
@@ -111,7 +111,7 @@ def check(source: Source, splits: Mapping[str, Source] | None = None, channels: 
     """
     if not isinstance(splits or {}, Mapping):
         raise UserError(f"splits are other images by name, {{'test': …}}, not {splits!r}")
-    first = look(open_images(source, channels=channels))
+    first = look(open_images(source))
     looked = {"images": first}
     for name, other in (splits or {}).items():
         looked[name] = look(open_images(other, channels=first.images.channels))

@@ -18,8 +18,7 @@ import platform
 import re
 import secrets
 import shutil
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ import torch
 from torch import Tensor
 
 from barlow import __version__
+from barlow.console import say
 from barlow.errors import NumbersError, UserError
 from barlow.files import atomic_write, digest, sweep, sync_folder, write_synced
 from barlow.manifest import FILE, FOLDER, FORMAT, read_json, read_manifest, seal
@@ -190,20 +190,16 @@ def names(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()] if folder.is_dir() else []
 
 
-def say_to_user(sentence: str) -> None:
-    print(f"barlow: {sentence}", file=sys.stderr, flush=True)
-
-
-def latest(folder: Path, say: Callable[[str], None] = say_to_user) -> Path | None:
+def latest(folder: Path) -> Path | None:
     """The newest checkpoint that is complete and undamaged, read from end to end; None when there is none.
 
-    For each newer one that is not, ``say`` gets the reason. The file ``latest`` is not asked: the folders say it.
+    For each newer one that is not, the reason is said. The file ``latest`` is not asked: the folders say it.
     """
     for path in candidates(folder):
         try:
             verify(path)
         except (UserError, OSError) as error:
-            say(f"{error}; trying the checkpoint before it")
+            say(f"barlow: {error}; trying the checkpoint before it")
         else:
             return path
     return None

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow.compute as pc
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,7 +23,8 @@ from barlow.config import Config, read_toml
 from barlow.console import say
 from barlow.convert import FULL
 from barlow.draws import IntArray
-from barlow.encoder import Encoder, load_encoder
+from barlow.embedding import load_on_device
+from barlow.encoder import Encoder
 from barlow.errors import NumbersError, UserError
 from barlow.images import Images, open_images
 from barlow.kinds import as_path
@@ -69,7 +69,7 @@ def compare(runs: Sequence[str | Path], images: str | None = None) -> dict[str, 
     if others and images is None:
         say(f"note: {', '.join(others)} held out other images than {folders[0]} and may have trained on those that are "
             "asked about; name some that none has seen with --images")  # fmt: skip
-    finding = {str(run): finds(seen(load_encoder(run), about)) for run in progress(runs, "comparing", len(runs))}
+    finding = {str(run): finds(seen(load_on_device(run), about)) for run in progress(runs, "comparing", len(runs))}
     values = {name: found.mean() for name, found in finding.items()}
     order = sorted(values, key=lambda name: -values[name])
     n = len(about.chosen)
@@ -136,8 +136,8 @@ def seen(encoder: Encoder, about: Common) -> Floats:
     source = Stream(images, about.chosen, views_of(about.config), seed=about.config.seed or 0, size=encoder.size,
                     batch_size=len(about.chosen))  # fmt: skip
     mean, std = (cast(Tensor, value).flatten().tolist() for value in (encoder.mean, encoder.std))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    z = many_views(source, about.chosen, VIEWS, encoder.to(device), device=device, scales=[(mean, std)])
+    device = cast(Tensor, encoder.mean).device
+    z = many_views(source, about.chosen, VIEWS, encoder, device=device, scales=[(mean, std)])
     if not np.isfinite(z).all():
         raise NumbersError("an encoder gives features that are not finite")
     return z

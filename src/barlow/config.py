@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from barlow.errors import UserError
-from barlow.kinds import fits, in_words, plain, shown
+from barlow.kinds import fits, in_words, parse_duration, plain, shown
 
 OWN = "python:"  # before the names of code of one's own: settings and files can name it, but not bring it back
 
@@ -270,8 +270,6 @@ def _in_range(config: Config) -> None:
                 raise UserError(f"{full} = {value} holds something that is no finite number{above}.")
     for name in ("time_limit", "timeout"):
         if text := getattr(config, name):
-            from barlow.signals import parse_duration  # here, because help has no time for multiprocessing
-
             try:
                 parse_duration(text)
             except UserError as error:

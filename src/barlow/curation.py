@@ -115,7 +115,7 @@ def one_of_each(group: Ints) -> NDArray[np.bool_]:
     return chosen
 
 
-def outliers(white: Floats, before: Sequence[Floats] = (), counted: NDArray[np.bool_] | None = None) -> Floats:
+def outliers(white: Floats, before: Sequence[Floats], counted: NDArray[np.bool_]) -> Floats:
     """How far out an image lies, by its Mahalanobis distance to the mean in the features or at all depths together.
 
     At all depths: each one's distances in robust deviations, added up, and that sum in deviations again (Lee et al.,
@@ -123,16 +123,17 @@ def outliers(white: Floats, before: Sequence[Floats] = (), counted: NDArray[np.b
     alone do not tell: an encoder that has learned well finds something that it knows in images of nothing, and its
     first layers do not; odd images of the usual kind stand out in the features. The larger of the two counts
     (docs/log.md, "Outliers at every depth"). ``counted``: the images that say what is usual, one of each group of
-    copies; all unless given.
+    copies.
     """
     features, *others = (deviations(np.linalg.norm(z, axis=1), counted) for z in (white, *before))
     made: Floats = np.maximum(features, deviations(np.sum([features, *others], axis=0), counted))
     return made
 
 
-def deviations(values: Floats, counted: NDArray[np.bool_] | None = None) -> Floats:
-    """How far from the median, in units of a robust standard deviation (1.4826 times the median absolute one)."""
-    some = values if counted is None else values[counted]
+def deviations(values: Floats, counted: NDArray[np.bool_]) -> Floats:
+    """How far from the median, in units of a robust standard deviation (1.4826 times the median absolute one) of those
+    that are ``counted``."""
+    some = values[counted]
     usual = np.median(some)
     spread = 1.4826 * np.median(np.abs(some - usual))
     made: Floats = ((values - usual) / max(float(spread), 1e-6)).astype(np.float32)

@@ -44,8 +44,6 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from barlow import tiff
 from barlow.guard import FORMATS, PIXEL_LIMIT, BadImage, check_shape, only_bad_images, too_large
 
-__all__ = ["FORMATS", "RULE", "BadImage", "Header", "array_header", "decode", "header", "mode_kind", "tidy"]
-
 Array = np.ndarray[Any, np.dtype[Any]]
 
 RULE = 2  # raise it whenever the table above or its pixels change

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,13 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from barlow.console import say
 from barlow.convert import convert
 from barlow.crops import UNIT, in_unit
-from barlow.decode import BadImage
 from barlow.encoder import Encoder, load_encoder
 from barlow.errors import UserError
 from barlow.files import atomic_write, check_output, keep_foreign
+from barlow.guard import BadImage
 from barlow.images import Images, open_images
 from barlow.index import in_threads
 from barlow.kinds import as_whole, fits, plain
@@ -68,7 +68,7 @@ def embed_images(
     for i, pixels in zip(mine, prepared, strict=True):
         if isinstance(pixels, BadImage):
             if not told:
-                print(f"left out {images.key(i)}: {pixels.reason}", file=sys.stderr)
+                say(f"left out {images.key(i)}: {pixels.reason}")
         else:
             keys.append(images.key(i))
             batch.append(pixels)
@@ -132,7 +132,12 @@ def embed(
 
 def load_on_device(run: str | Path, model: nn.Module | None = None) -> Encoder:
     """``load_encoder``, on a GPU where there is one."""
-    return load_encoder(run, model).to("cuda" if torch.cuda.is_available() else "cpu")
+    return on_device(load_encoder(run, model))
+
+
+def on_device(encoder: Encoder) -> Encoder:
+    """``encoder``, on a GPU where there is one."""
+    return encoder.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def open_for(encoder: Encoder, images: Any, part: Part = WHOLE) -> Images:
@@ -150,10 +155,9 @@ def open_for(encoder: Encoder, images: Any, part: Part = WHOLE) -> Images:
     source = open_images(images, channels=encoder.channels, value_range=encoder.value_range)
     encoder.check_dtype(source.dtype)
     if source.second is not None and part[0] == 1:
-        print("note: of a table of pairs the first images are taken; for the second encoder give a table of the others",
-              file=sys.stderr)  # fmt: skip
+        say("note: of a table of pairs the first images are taken; for the second encoder give a table of the others")
     for row in source.bad.to_pylist() if part[0] == 1 else ():
-        print(f"left out {shown(row['path'])}: {row['status']}", file=sys.stderr)
+        say(f"left out {shown(row['path'])}: {row['status']}")
     return source
 
 

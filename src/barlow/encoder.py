@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from barlow.arrays import as_images
 from barlow.bounds import bounded
 from barlow.config import OWN
-from barlow.console import say
+from barlow.console import in_shell, say
 from barlow.convert import FULL, WHOLE, convert
-from barlow.decode import BadImage, tidy
+from barlow.decode import tidy
 from barlow.errors import UserError
 from barlow.files import atomic_write
+from barlow.guard import BadImage
 from barlow.kinds import as_path
 from barlow.network import build_encoder, feature_count
 from barlow.samples import as_samples
@@ -226,6 +227,8 @@ def encoder_folder(path: str | Path) -> Path:
     for folder in (given, given / "encoder"):
         if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
             return folder
+    if (given / "config.toml").is_file():
+        raise UserError(f"The run {path} is not finished: go on with barlow pretrain --resume {in_shell(path)}")
     raise UserError(f"{path} is neither a run folder with an encoder nor an encoder folder (config.json, {WEIGHTS}).")
 
 
@@ -258,9 +261,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not sound:
         raise UserError(f"{folder / CONFIG} is damaged, or is not an encoder that this program wrote.")
     if (theirs := config.get("barlow", {}).get("format", FORMAT)) != FORMAT:
-        raise UserError(
-            f"{folder} was written by another version of barlow (format {theirs!r}, this one reads {FORMAT})."
-        )
+        raise UserError(f"{folder} is of another version of barlow (format {theirs!r}, this one reads {FORMAT}).")
     if other := [f"{key} {cfg[key]!r}" for key, value in OURS.items() if cfg.get(key, value) != value]:
         raise UserError(f"{folder / CONFIG} asks for a preprocessing that barlow does not have ({', '.join(other)}).")
     return cast(dict[str, Any], config)

@@ -27,3 +27,8 @@ class Stopped(RuntimeError):
     def __init__(self, sentence: str, exit_code: int = 75) -> None:
         super().__init__(sentence)
         self.exit_code = exit_code
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else's code says, its first line; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()

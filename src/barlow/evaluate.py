@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from barlow import protocols, scores
 from barlow.config import read_toml
-from barlow.encoder import Encoder, encoder_folder, load_encoder, read_config, untrained
+from barlow.embedding import load_on_device, on_device
+from barlow.encoder import Encoder, encoder_folder, read_config, untrained
 from barlow.errors import NumbersError, UserError
 from barlow.features import features_of, fingerprint, raw_pixels
 from barlow.files import atomic_write
@@ -76,15 +76,14 @@ def evaluate(
             as_path(source, what)
     if not os.access(run, os.W_OK):
         raise UserError(f"{run} takes no evaluation.json: it may not be written to. Copy it to where it may")
-    trained, fresh = load_encoder(run), untrained(run, config.get("barlow", {}).get("seed") or 0)
+    trained, fresh = load_on_device(run), untrained(run, config.get("barlow", {}).get("seed") or 0)
     images = images or images_of_run(run, Path(labels))
     labelled = open_labelled(
         labels, images=images, test=test, channels=trained.channels, value_range=trained.value_range
     )
     for opened in labelled.images:
         trained.check_dtype(opened.dtype)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    encoders = {"trained": trained.to(device), "untrained": fresh.to(device)}
+    encoders = {"trained": trained, "untrained": on_device(fresh)}
     result = {"labels": str(labels)} | compare(
         labelled, encoders, seed=seed, batch_size=batch_size, fine_tune=fine_tune
     )

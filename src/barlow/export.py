@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from barlow import __version__
 from barlow.card import CARD, model_card
 from barlow.encoder import CONFIG, WEIGHTS, Encoder, encoder_folder, load_encoder
-from barlow.errors import NumbersError, UserError
+from barlow.errors import NumbersError, UserError, first_line
 from barlow.files import check_output, keep_foreign, sync_folder
 from barlow.hub import check_push, upload
 from barlow.images import open_images
@@ -259,8 +259,8 @@ def _in_words(tool: str) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"The export cannot be written: {error.strerror or error}.") from None
     except Exception as error:  # each tracer has its own family of exceptions
-        reason = (str(error).strip().splitlines() or [""])[0].strip()[:200]
-        raise UserError(f"This encoder cannot be exported to {tool}: {type(error).__name__}: {reason}") from None
+        reason = f"{type(error).__name__}: {first_line(error)[:200]}"
+        raise UserError(f"This encoder cannot be exported to {tool}: {reason}") from None
 
 
 @contextmanager

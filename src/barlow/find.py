@@ -54,6 +54,8 @@ def _find_in_folder(path: Path) -> Found:
     found = sources.find_in_folder(path)
     if len(found.rows) or not found.packed:
         return found
+    if all((path / name).exists() for name in ("config.toml", "index.parquet")):
+        raise UserError(f"{path} is the folder of a run, not of images: give the images themselves")
     tars = [path / os.fsdecode(name) for name in found.packed if name.lower().endswith(b".tar")]
     if tars:
         return shards.find_in_shards(tars, path)

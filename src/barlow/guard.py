@@ -12,6 +12,8 @@ from typing import IO, final
 
 from PIL import Image, UnidentifiedImageError
 
+from barlow.errors import Stopped
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF")  # never all of Pillow's: its rare ones break
 PIXEL_LIMIT = 178_956_970  # rows × columns, Pillow's own limit
 NUMBER_LIMIT = 4 * PIXEL_LIMIT  # rows × columns × channels (× planes of a stack)
@@ -75,11 +77,11 @@ warnings_raise = _WarningsRaise()
 
 @contextmanager
 def only_bad_images(file: IO[bytes]) -> Iterator[None]:
-    """Inside, every error becomes a BadImage, except that memory ran out."""
+    """Inside, every error becomes a BadImage, except that memory ran out or the program is to stop."""
     try:
         with warnings_raise:
             yield
-    except (BadImage, MemoryError):
+    except (BadImage, MemoryError, Stopped):  # Stopped: of a signal that came meanwhile
         raise
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\d+", str(error))
@@ -97,7 +99,7 @@ def too_large(pixels: int) -> str:
     return f"{pixels:,} pixels are over the limit of {PIXEL_LIMIT:,}: cut it into tiles"
 
 
-def check_shape(shape: tuple[int, ...], numbers: int = 0) -> None:
+def check_shape(shape: tuple[int, ...], numbers: int) -> None:
     """Raises BadImage unless (h, w) or (h, w, c) is a size to allocate; ``numbers``: of all planes, where more."""
     if len(shape) not in (2, 3):
         raise BadImage(f"an array of shape {shape} is no image (rows, columns, channels)")

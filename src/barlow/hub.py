@@ -9,7 +9,7 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from barlow.errors import UserError
+from barlow.errors import UserError, first_line
 
 
 def check_push(name: str) -> None:
@@ -33,6 +33,6 @@ def upload(folder: Path, name: str) -> str:
     except OfflineModeIsEnabled:
         raise UserError(f"--push cannot work while HF_HUB_OFFLINE is set; the folder {folder} is written.") from None
     except Exception as error:  # the client's own and those of what it speaks HTTP with, which changes
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"The folder {folder} is written, but could not be pushed to {name}: {reason}") from None
+        what = f"The folder {folder} is written, but could not be pushed to {name}"
+        raise UserError(f"{what}: {first_line(error)}") from None
     return address

@@ -140,7 +140,7 @@ def _unchanged(opened: Sequence[Images], index: Path) -> None:
 
 def _from_found(
     found: Found, partners: Found | None, channels: int | None, value_range: tuple[float, float] | None,
-    channels_b: int | None = None,
+    channels_b: int | None,
 ) -> Images:  # fmt: skip
     table, kind = _judged(found, channels)
     if partners is None:

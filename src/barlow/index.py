@@ -36,6 +36,7 @@ ITS_PARTNER = "its partner: "  # before the reason why the other image of a pair
 COLUMNS = ("path", "bytes", "modified", "width", "height", "mode", "status")
 WORDS = pa.dictionary(pa.int32(), pa.string())
 METADATA = b"barlow"
+READERS = 16  # threads: over a network the wait for each file is what takes the time, so more than cores
 
 
 def in_threads(function: Callable[[int], T], count: int, what: str, workers: int = 0, chunk: int = 64) -> Iterator[T]:
@@ -76,11 +77,8 @@ def read_row(rows: pa.Table, root: bytes, i: int) -> bytes:
     return read_bytes(*place(rows, root, i))
 
 
-def build(found: Found, workers: int = 16) -> pa.Table:
-    """Opens every image of a source as far as its header and returns the index, bad images included.
-
-    Threads, more than cores: over a network the wait for each file is what takes the time.
-    """
+def build(found: Found) -> pa.Table:
+    """Opens every image of a source as far as its header and returns the index, bad images included."""
     rows, count = found.rows.combine_chunks(), len(found.rows)
     facts = np.stack([rows["bytes"].to_numpy(), rows["modified"].to_numpy()], 1)
     width, height = np.zeros(count, np.int32), np.zeros(count, np.int32)
@@ -99,7 +97,7 @@ def build(found: Found, workers: int = 16) -> pa.Table:
             status[i] = bad.reason
 
     with warnings_raise:
-        for _ in in_threads(look, count, "reading headers", workers):
+        for _ in in_threads(look, count, "reading headers", READERS):
             pass
     made = {"bytes": pa.array(facts[:, 0]), "modified": pa.array(facts[:, 1])}
     made |= {"width": pa.array(width), "height": pa.array(height)}

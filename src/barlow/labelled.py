@@ -112,7 +112,7 @@ def _parts(source: str | Path) -> tuple[str | Path, str | Path | None]:
 
 
 def _open(
-    source: str | Path, images: str | None, channels: int | None, value_range: tuple[float, float] | None = None
+    source: str | Path, images: str | None, channels: int | None, value_range: tuple[float, float] | None
 ) -> tuple[Images, Targets, NDArray[np.bool_] | None]:
     """(images, targets, which ones are tested on where the source says so)."""
     path = SAMPLE if source == "sample" else Path(source)

@@ -6,17 +6,16 @@ import os
 import unicodedata
 from collections import Counter
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import numpy as np
 
 from barlow.console import say
+from barlow.draws import IntArray
 from barlow.errors import UserError
 from barlow.pairs import is_path, path_columns, read_table
 from barlow.reading import Images
 from barlow.sources import shown
-
-IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
 PATH_WORDS = ("path", "file", "filename", "image", "key")  # names of columns, the first that is there
 CLASS_WORDS, SEVERAL, VALUE_WORDS = ("label", "class", "target"), "labels", ("value", "values")

@@ -28,9 +28,9 @@ from barlow.config import Config
 from barlow.console import say
 from barlow.cores import cores
 from barlow.errors import Stopped, UserError
+from barlow.kinds import parse_duration
 from barlow.machine import machine
 from barlow.resources import freed_memory_kept
-from barlow.signals import parse_duration
 
 TIMEOUT = 900.0  # seconds that one process waits for another, unless the settings say otherwise
 GRACE = 10.0  # seconds that the processes which this one started have to end by themselves

@@ -27,7 +27,7 @@ import numpy as np
 
 from barlow.config import Config, word
 from barlow.console import say
-from barlow.errors import UserError
+from barlow.errors import UserError, first_line
 from barlow.runlog import Line, Run, read_arrays, read_environment, read_metrics
 
 PATIENCE = 30.0  # seconds that a finished run waits for a tool
@@ -217,7 +217,7 @@ class Copy:
                     record.write(line["step"], values)
             record.close()
         except BaseException as error:  # tools also end the program where a question to the user stays unanswered
-            self._give_up(f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}")
+            self._give_up(f"{type(error).__name__}: {first_line(error)}")
 
     def _give_up(self, why: str) -> None:
         self._failed = True

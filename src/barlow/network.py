@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from barlow.errors import UserError
+from barlow.errors import UserError, first_line
 
 # Arguments with which timm loads files, with pickle too: settings from a stranger must not name one.
 FOREIGN = frozenset({"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"})
@@ -32,9 +32,8 @@ def build_encoder(name: str, arguments: Mapping[str, Any], *, channels: int, siz
         encoder = timm.create_model(name, pretrained=pretrained, **arguments)
         feature_count(encoder, (channels, size, size))
     except (TypeError, RuntimeError, AssertionError, ValueError, IndexError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"The encoder {name} with {arguments} cannot take {channels} × {size} × {size}: {reason}"
+            f"The encoder {name} with {arguments} cannot take {channels} × {size} × {size}: {first_line(error)}"
         ) from None
     return cast(nn.Module, encoder)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from barlow.batches import ViewLike
 from barlow.config import OWN, Config
-from barlow.errors import UserError
+from barlow.errors import UserError, first_line
 from barlow.network import feature_count
 from barlow.views import View
 
@@ -62,9 +62,8 @@ class Own:
             except (TypeError, RuntimeError, AssertionError, ValueError, IndexError, KeyError) as error:
                 if isinstance(error, UserError):
                     raise
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                size = " × ".join(map(str, shape))
-                raise UserError(f"Your encoder {type(encoder).__name__} cannot take (1, {size}): {reason}") from None
+                what = f"Your encoder {type(encoder).__name__} cannot take (1, {' × '.join(map(str, shape))})"
+                raise UserError(f"{what}: {first_line(error)}") from None
             _storable(encoder)
         return [copy.deepcopy(encoder) for encoder in self.encoders]
 

@@ -137,8 +137,8 @@ def _name(part: Part) -> str:
 def _check_folder(folder: Path, count: int) -> None:
     if folder.suffix in (".parquet", ".npy") or (folder.exists() and not folder.is_dir()):
         raise UserError(f"--part writes files into a folder: give -o a folder, not {folder}.")
-    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"This user may not write in the folder {folder} of the output; give -o another one.")
+    if folder.exists():
+        check_output(folder / "part")
     for there in sorted(folder.iterdir()) if folder.exists() else ():
         named = NAME.fullmatch(there.name)
         if named and int(named[2]) != count:

@@ -23,6 +23,7 @@ Array = NDArray[Any]
 POINTS = 300  # of a line; more are averaged in groups
 MINUS, PLUS = (44, 112, 178), (208, 92, 56)  # the two ends of the diverging palette; zero is transparent
 LEVELS = 24  # steps of each half of the palette
+SMALL = 40  # pixels: the largest side of a picture that is kept without loss, and of one on a sheet of many
 
 
 class Line(NamedTuple):
@@ -186,13 +187,13 @@ def picture(array: Array) -> Image.Image:
 def thumbnail(array: Array) -> str:
     """One image as a data URI: PNG when small, else JPEG."""
     image = picture(array)
-    return data_uri(image, optimize=True) if max(image.size) <= 40 else data_uri(image, format="JPEG", quality=85)
+    return data_uri(image, optimize=True) if max(image.size) <= SMALL else data_uri(image, format="JPEG", quality=85)
 
 
-def sheet(images: Array, side: int = 40) -> tuple[str, int]:
-    """All images (m, s, s, c) on one square sheet of cells of at most ``side`` pixels: (data URI, cells a row)."""
+def sheet(images: Array) -> tuple[str, int]:
+    """All images (m, s, s, c) on one square sheet of cells of at most ``SMALL`` pixels: (data URI, cells a row)."""
     cells = math.ceil(math.sqrt(len(images)))
-    side = min(side, images.shape[1])
+    side = min(SMALL, images.shape[1])
     canvas = Image.new("L" if images.shape[-1] < 3 else "RGB", (cells * side, cells * side))
     for i, array in enumerate(images):
         small = picture(array).resize((side, side), Image.Resampling.BOX)

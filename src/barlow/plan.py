@@ -12,6 +12,7 @@ import numpy as np
 from barlow.config import OWN, Config, word
 from barlow.errors import UserError
 from barlow.objective import default_lambda
+from barlow.quarantine import MAX_BAD
 from barlow.views import suggest
 
 # For small images without a GPU, by measurement (docs/log.md, "Three stages, …"): four end in maps of 2 by 2 pixels.
@@ -294,5 +295,5 @@ RULES: dict[str, Rule] = {
     "workers": _workers,
     "threads": lambda c, f: (f.threads if f.device == "cpu" else None, "a resume keeps it: digits depend on it"),
     "cache": lambda c, f: (not f.in_memory, "decode once" if not f.in_memory else "nothing to decode"),
-    "max_bad": lambda c, f: (0.05, "more broken files than this are a broken collection"),
+    "max_bad": lambda c, f: (MAX_BAD, "more broken files than this are a broken collection"),
 }

@@ -11,12 +11,13 @@ from typing import IO, Any, final
 
 import pyarrow as pa
 
-from barlow.errors import DataError, UserError
+from barlow.errors import DataError
 from barlow.guard import BadImage
 from barlow.images import Bad, Images
 from barlow.index import ITS_PARTNER, place
 from barlow.sources import shown, with_file
 
+MAX_BAD = 0.05  # share of unusable images beyond which a run stops, unless the settings say otherwise
 HASHED = 1 << 20  # bytes of an image that its fingerprint covers
 FEW = 100  # images that are seen before their share can stop a run
 NAMED = 10  # paths in the sentence that ends it
@@ -26,17 +27,15 @@ NAMED = 10  # paths in the sentence that ends it
 class Quarantine:
     """The bad images of one run. For main processes alone: workers hand their ``Bad`` rows over.
 
-    ``file``: where they are written (None: nowhere); one that exists is continued, no image twice. ``seen``: images
-    that were tried before a resume.
+    ``file``: where they are written; one that exists is continued, no image twice. ``seen``: images that were tried,
+    at first those before a resume; the loop keeps it.
     """
 
-    def __init__(self, images: Images, file: Path | None = None, max_bad: float = 0.05, seen: int = 0) -> None:
-        if not 0 <= max_bad <= 1:
-            raise UserError(f"max_bad is a share between 0 and 1, not {max_bad}")
+    def __init__(self, images: Images, file: Path, max_bad: float, seen: int = 0) -> None:
         self.images, self.file, self.max_bad = images, file, max_bad
         self.seen = min(seen, len(images))
-        rows = read_quarantine(file) if file is not None and file.exists() else []
-        if rows and file is not None and not file.read_bytes().endswith(b"\n"):
+        rows = read_quarantine(file) if file.exists() else []
+        if rows and not file.read_bytes().endswith(b"\n"):
             file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")  # cut off by a crash
         self.written = {row["path"] for row in rows}
         self.bad = {  # not those of steps that a resume takes again: their images do not count as seen either
@@ -51,15 +50,14 @@ class Quarantine:
                     self._write(images, images.bad, k, reason, "header")
         self._judge()
 
-    def add(self, seen: int, bad: Iterable[Bad | None]) -> None:
-        """After each batch: how many images it tried, and what was wrong with some of them.
+    def add(self, bad: Iterable[Bad]) -> None:
+        """After a batch: what was wrong with some of its images.
 
         Raises DataError when more than ``max_bad`` of the images are bad (those seen so far, and at least a hundred,
         together with those that the index found), or the first hundred all.
         """
-        self.seen = min(self.seen + seen, len(self.images))
         for one in bad:
-            if one is not None and one.key not in self.bad:
+            if one.key not in self.bad:
                 self.bad[one.key] = one.reason
                 images = self.images.second if one.partner and self.images.second else self.images
                 self._write(images, images.rows, one.image, one.reason, "pixels")
@@ -75,16 +73,15 @@ class Quarantine:
             return
         names = (shown(path.as_py()) for path in self.images.bad["path"])
         first = ", ".join(islice((*self.bad, *islice(names, NAMED)), NAMED))
-        reasons = f"; each with its reason in {self.file}" if self.file else ""
         looked = unreadable + self.seen if self.seen else total  # at first only at all headers
         raise DataError(
             f"{unreadable + len(self.bad):,} images of {looked:,} looked at cannot be used, more than "
-            f"max_bad = {self.max_bad:g} allows{reasons}. The first: {first}"
+            f"max_bad = {self.max_bad:g} allows; each with its reason in {self.file}. The first: {first}"
         )
 
     def _write(self, images: Images, rows: pa.Table, i: int, reason: str, found: str) -> None:
         key = shown(rows["path"][i].as_py())
-        if key in self.written or self.file is None:
+        if key in self.written:
             return
         self.written.add(key)
         length, sha256 = fingerprint(rows, images.root, i)

@@ -1,4 +1,4 @@
-"""The only room that knows there are other processes. Without a process group every function is the trivial one.
+"""What the processes of a run tell each other. Without a process group every function is the trivial one.
 
 Nothing here is pickled: tensors travel as numbers, small Python values as JSON.
 All functions but ``rank`` and ``world_size`` are collective: every process must call them, in the same order.

@@ -17,13 +17,13 @@ from barlow import draws, sources
 from barlow.arrays import Held
 from barlow.convert import convert
 from barlow.decode import decode
+from barlow.draws import IntArray
 from barlow.errors import DataError
 from barlow.guard import BadImage
 from barlow.index import OK, read_row
 from barlow.sources import shown
 
 Array = np.ndarray[Any, np.dtype[Any]]
-IntArray = np.ndarray[Any, np.dtype[np.int64]]
 T = TypeVar("T")
 
 TRIES = 100  # replacements tried for one bad image
@@ -132,8 +132,8 @@ class Images:
         if (status := self.rows["status"][i].as_py()) != OK:
             raise BadImage(status)  # known since it was prepared
         try:
-            keep = {"alpha": True} if self.channels in (2, 4) else {}  # as many as colours and transparency are
-            array = decode(read_row(self.rows, self.root, i), at_least, fill, **keep)
+            alpha = self.channels in (2, 4)  # as many as colours and transparency are
+            array = decode(read_row(self.rows, self.root, i), at_least, fill, alpha)
         except BadImage:
             sources.gone(self.root)
             raise

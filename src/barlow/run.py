@@ -23,6 +23,7 @@ from barlow.environment import environment
 from barlow.errors import UserError
 from barlow.finish import finish
 from barlow.images import Images, write_index
+from barlow.kinds import parse_duration
 from barlow.launch import for_a_later_call, launch, undisturbed
 from barlow.length import TRIAL_SECONDS, Pace, steps_of_epochs, steps_of_minutes, trial
 from barlow.loggers import check_installed, copies
@@ -40,7 +41,7 @@ from barlow.roll_call import roll_call
 from barlow.runlog import Run, check_place, check_text, open_run
 from barlow.saver import Saver
 from barlow.session import Session
-from barlow.signals import Deadline, StopRequest, kill_workers, parse_duration
+from barlow.signals import Deadline, StopRequest, kill_workers
 from barlow.survey import show_choices, survey
 from barlow.train import train
 from barlow.views import OwnView, View

@@ -139,8 +139,7 @@ class Session:
         everyone: list[list[tuple[int, str, str, bool]]] = ranks.gather([(*bad,) for bad in news])
         with together():
             if self.quarantine:
-                new = [Bad(*bad) for part in everyone for bad in part]
-                self.quarantine.add(0, new)
+                self.quarantine.add(Bad(*bad) for part in everyone for bad in part)
 
     def due(self, every: int) -> bool:
         """True on every so many steps and on the last."""

@@ -73,7 +73,7 @@ def is_sheet(path: Path) -> bool:
         return bool(image.info.get(MARK[0]) == MARK[1])
 
 
-def cell(array: NDArray[Any], key: str, text: str = "") -> Cell:
+def cell(array: NDArray[Any], key: str, text: str) -> Cell:
     """One picture (h, w, c) of a sheet, its name and a line of text under it."""
     low, high = _range(array)
     return Cell(_fitted(_picture(array, low, high))[0], f"{_shortened(key)}\n{text}" if text else _shortened(key))

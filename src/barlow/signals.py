@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
-import re
 import signal
 import threading
 import time
@@ -14,12 +13,7 @@ from multiprocessing.process import BaseProcess
 from types import FrameType, TracebackType
 from typing import Any, final
 
-from barlow.errors import UserError
-
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 75}
-UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
-PART = re.compile(r"(\d+(?:\.\d*)?)\s*(d(?:ays?)?|h(?:(?:ou)?rs?)?|m(?:in(?:ute)?s?)?|s(?:ec(?:ond)?s?)?)(?![a-z])\s*")
-CLOCK = re.compile(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)")  # SLURM's days-hours:minutes:seconds
 
 
 @final
@@ -68,28 +62,6 @@ def kill_workers(spared: Collection[BaseProcess] = ()) -> None:
     for child in set(multiprocessing.active_children()) - set(spared):
         child.kill()
         child.join()
-
-
-def parse_duration(text: str) -> float:
-    """Seconds in ``2h``, ``90m``, ``45s``, ``1h30m``, ``1.5 hours``, ``1:30:00``, ``1-00:00:00`` or ``5400``.
-
-    Raises UserError for anything else, for ``1:30`` (hours or minutes?), and for no time at all.
-    """
-    plain = text.strip().lower()
-    if clock := CLOCK.fullmatch(plain):
-        days, hours, minutes, seconds = (int(part or 0) for part in clock.groups())
-        total = 86400.0 * days + 3600.0 * hours + 60.0 * minutes + seconds
-    elif re.fullmatch(r"\d+(\.\d*)?", plain):
-        total = float(plain)
-    else:
-        parts = [(float(number), unit[0]) for number, unit in PART.findall(plain)]
-        units = [unit for _, unit in parts]
-        if not parts or PART.sub("", plain) or units != sorted(set(units), key=list(UNITS).index):
-            raise UserError(f"{text!r} is no length of time: write 2h, 90m, 45s, 1h30m, 1:30:00 or seconds")
-        total = sum(number * UNITS[unit] for number, unit in parts)
-    if not 0 < total < math.inf:
-        raise UserError(f"{text!r} is no time at all: write 2h, 90m, 45s, 1h30m, 1:30:00 or seconds")
-    return total
 
 
 @final

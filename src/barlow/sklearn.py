@@ -216,25 +216,23 @@ class BarlowTwinsEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Base
     def _image_features(self, X: Any) -> NDArray[np.float32]:
         import torch
 
-        from barlow.embedding import read_for
+        from barlow.embedding import on_device, read_for
         from barlow.guard import BadImage
         from barlow.images import open_images
         from barlow.sources import shown
 
-        encoder = self._opened()
+        encoder, made = on_device(self._opened()), []
         images = open_images(X, channels=encoder.channels, value_range=encoder.value_range)
         encoder.check_dtype(images.dtype)
         for row in images.bad.slice(0, 1).to_pylist():
             raise UserError(f"{shown(row['path'])}: {row['status']}; every image needs a row, so leave it out of X.")
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        encoder, made = encoder.to(device), []
         for at in range(0, len(images), CHUNK):
             try:
                 batch = [read_for(encoder, images, i) for i in range(at, min(at + CHUNK, len(images)))]
             except BadImage as bad:
                 raise UserError(f"An image of X {bad.reason}; every image needs a row, so leave it out.") from None
             with torch.inference_mode():
-                made.append(encoder(encoder.normalised(batch).to(device)).float().cpu().numpy())
+                made.append(encoder(encoder.normalised(batch)).float().cpu().numpy())
         return np.concatenate(made)
 
     def __sklearn_is_fitted__(self) -> bool:

@@ -7,12 +7,12 @@ import json
 import math
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from barlow.console import say
 from barlow.errors import UserError
 
 SILENT = 120.0  # seconds without a write after which a builder is taken for dead
@@ -83,7 +83,7 @@ def _found_after_waiting(final: Path, mine: Path) -> bool:
     told = os.environ.get("RANK", "0") != "0"  # one of the processes of a run says it
     while any(other.name < mine.name and _age(other) < SILENT for other in store_root().glob(f".{final.name}.*.*")):
         if not told:
-            print(f"waiting for another process that is making {final}", file=sys.stderr)
+            say(f"waiting for another process that is making {final}")
         told = True
         time.sleep(POLL)
         mine.touch()  # whoever began after us must see that we are there
