@@ -50,7 +50,8 @@ def open_images(
     """Opens a folder (recursive), a text file of paths, an image file, a ``.npy`` or ``.npz`` file, ``sample``, tar
     shards (a file, ``set-{000..012}.tar``, a folder of them), a Parquet or Arrow file or Hugging Face data set with a
     column of images, a CSV or Parquet table of paths or of pairs of paths, an array (n, h, w) or (n, h, w, c), a
-    tensor (n, c, h, w), a list of arrays, of tensors or of paths, a torch Dataset, ``Pairs`` of these, or ``Samples``.
+    tensor (n, c, h, w), a list of arrays, tensors, Pillow images or paths, a torch Dataset, ``Pairs`` of these, or
+    ``Samples``.
 
     ``channels``: None decides from the data: 1 where all images are grey, 3 where grey and colour meet, else what most
     have. ``channels_b``: the same for the second images of pairs. ``index``: an index that ``write_index`` wrote; the
