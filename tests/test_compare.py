@@ -131,6 +131,8 @@ def test_which_runs_have_not_seen_the_images(tmp_path: Path, monkeypatch: pytest
         assert not has_not_seen(run(name, **changes), about)
     folder_of(tmp_path / "photos" / "later", 10)
     assert not has_not_seen(run("grown"), about)
+    (tmp_path / "same" / "index.parquet").write_bytes(b"PAR1")
+    assert not has_not_seen(tmp_path / "same", about)
     (tmp_path / "same" / "index.parquet").unlink()
     assert not has_not_seen(tmp_path / "same", about)
     with pytest.raises(UserError, match=r"same/index.parquet, which names the images of the run, is gone: name some"):
@@ -163,11 +165,17 @@ def test_mistakes(pair: tuple[Path, Path], tmp_path: Path) -> None:
         compare([tmp_path, pair[0]])
 
 
-def test_other_images_can_be_asked_about(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_other_images_can_be_asked_about(
+    pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And then nobody asks what the runs were trained on."""
     from conftest import blobs
 
     np.save(tmp_path / "others.npy", blobs(20, seed=3))
-    assert compare(pair, str(tmp_path / "others.npy"))["images"] == 20
+    shutil.copytree(pair[1], tmp_path / "copy")
+    (tmp_path / "copy" / "index.parquet").write_bytes(b"PAR1")
+    assert compare([pair[0], tmp_path / "copy"], str(tmp_path / "others.npy"))["images"] == 20
+    assert "note" not in capsys.readouterr().err
 
 
 def test_lidar_stands_in_the_last_health_lines(pair: tuple[Path, Path]) -> None:

@@ -485,3 +485,24 @@ def test_truncated_bands_are_refused() -> None:
     data = ODD["13 bands of 16 bits, planes"][0]
     with pytest.raises(BadImage, match="truncated"):
         decode(data[:-100])
+
+
+def test_what_is_no_shade_of_gray_is_not_inverted() -> None:
+    """Kills: opaque made transparent, where 0 is white."""
+    both = np.stack([np.full((8, 9), 10, np.uint8), np.full((8, 9), 255, np.uint8)], 2)
+    for wide in (1, 257):
+        file = tif(both.astype(np.uint16) * wide if wide > 1 else both, photometric="miniswhite", planarconfig="contig",
+                   extrasamples=["unassalpha"])  # fmt: skip
+        assert decode(file, alpha=True)[0, 0].tolist() == [245 * wide, 255 * wide]
+
+
+@pytest.mark.parametrize(
+    "kind", [("rgb", 4, "assocalpha"), ("minisblack", 2, "unassalpha"), ("minisblack", 2, "assocalpha")]
+)
+def test_planes_that_lie_apart_with_transparency_can_be_read(kind: tuple[str, int, str]) -> None:
+    photometric, samples, extra = kind
+    planes = np.arange(samples, dtype=np.uint8)[:, None, None] + np.zeros((samples, 20, 33), np.uint8)
+    file = tif(planes, photometric=photometric, planarconfig="separate", extrasamples=[extra])
+    found = header(file)
+    assert (found.height, found.width) == (20, 33)
+    assert decode(file)[0, 0].tolist() == list(range(samples))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import subprocess
 import sys
@@ -170,6 +171,22 @@ def test_two_processes_at_one_part_leave_each_other_alone(
     first = embed_part(encoder, images, tmp_path / "parts", (1, 2), batch_size=BATCH)
     assert (first.rows, first.kept) == (inner[0].rows, inner[0].kept) == (11, False)
     assert [file.name for file in (tmp_path / "parts").iterdir()] == ["part-001-of-002.parquet"]
+
+
+def test_what_another_user_left_over_stays(
+    encoder: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / ".part-001-of-002.parquet.0123abcd.tmp").write_bytes(b"PAR1")
+    opened = Path.open
+
+    def denied(path: Path, mode: str = "r", **more: Any) -> Any:
+        if mode == "r+b":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, mode, **more)
+
+    monkeypatch.setattr(Path, "open", denied)
+    assert embed_part(encoder, images, tmp_path / "parts", (1, 2), batch_size=BATCH).rows == 11
 
 
 def test_numbers_and_notes_of_ones_own_are_not_replaced(encoder: Path, images: Path, tmp_path: Path) -> None:

@@ -203,6 +203,14 @@ def test_weak_features_get_a_penalty_that_is_strong_enough() -> None:
     assert ours > theirs[1.0] + 0.03
 
 
+def test_with_many_classes_the_search_goes_on_where_nothing_is_learned_yet() -> None:
+    """Kills: two strengths at the strong end, at which the weights do not move, taken for the end of all gain."""
+    draw = np.random.default_rng(0)
+    centres, y = draw.normal(size=(600, 8)), np.repeat(np.arange(600), 3)
+    x, test = ((centres[y] + draw.normal(size=(1800, 8))).astype(np.float32) for _ in range(2))
+    assert scores.accuracy(y, protocols.linear_probe(x, y, test)) > 0.09  # .072 at a strength of 100
+
+
 def test_noise_calls_for_a_strong_penalty_and_clean_classes_for_a_weak_one() -> None:
     chosen = []
     for spread in (30.0, 0.3):

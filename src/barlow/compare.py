@@ -65,8 +65,8 @@ def compare(runs: Sequence[str | Path], images: str | None = None) -> dict[str, 
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("A run is named twice.")
     about = common(folders[0], images)
-    others = [str(run) for run in folders[1:] if not has_not_seen(run, about)]
-    if others and images is None:
+    others = [str(run) for run in folders[1:] if not has_not_seen(run, about)] if images is None else []
+    if others:
         say(f"note: {', '.join(others)} held out other images than {folders[0]} and may have trained on those that are "
             "asked about; name some that none has seen with --images")  # fmt: skip
     finding = {str(run): finds(seen(load_on_device(run), about)) for run in progress(runs, "comparing", len(runs))}
@@ -97,7 +97,10 @@ def has_not_seen(run: Path, about: Common) -> bool:
     own, theirs = read_toml(settings), about.config.images
     if own.images is None or theirs is None or Path(own.images).absolute() != Path(theirs).absolute():
         return False
-    paths = tables.usable(tables.read(index)[0])[0]["path"]
+    try:
+        paths = tables.usable(tables.read(index)[0])[0]["path"]
+    except UserError:
+        return False
     trained = paths.take(split(own.seed or 0, len(paths), own.held_out or 2)[0])
     return not pc.any(pc.is_in(about.images.rows["path"].take(about.chosen), value_set=trained)).as_py()
 

@@ -15,7 +15,7 @@ grey, 32-bit integers or floats        (h, w, 1) float32, unscaled; signed 16 bi
 PNG of 16 bits: colour, transparency   (h, w, 3) or of grey (h, w, 1) uint16, laid on white where transparent
 TIFF in which 0 is white               inverted where its integers have no sign and 16 bits or fewer, else as they are
 TIFF of 16 bits with colour, or of     (h, w, c) uint8, uint16 or float32 (needs tifffile; see ``barlow.tiff``);
-other channels than those above        an extra channel is transparency only where the file says so
+other channels than those above        an extra channel is transparency only where the file says so, and 8 bits
 ``.npy``, (h, w) or (h, w, c)          (h, w, c); bool → uint8 (0, 255); uint8, uint16 kept; others → float32
 animated (GIF, WebP, PNG), many pages  the first frame or page
 orientation, of EXIF and TIFF          applied

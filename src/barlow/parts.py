@@ -33,7 +33,7 @@ from barlow.embedding import (
     write_parquet,
 )
 from barlow.encoder import CONFIG, WEIGHTS, encoder_folder
-from barlow.errors import UserError
+from barlow.errors import Stopped, UserError
 from barlow.files import check_output, digest, sync_folder
 from barlow.guard import BadImage
 from barlow.images import Images
@@ -111,7 +111,8 @@ def _beside(path: Path) -> Iterator[Path]:
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with beside.open("wb") as held:
-            kernel_lock(held.fileno())
+            if kernel_lock(held.fileno()) is False or not beside.exists():  # another one has just taken it for torn
+                raise Stopped(f"{path} is being written by another process too: give the same command again")
             yield beside
             os.fsync(held.fileno())
         beside.replace(path)
@@ -123,7 +124,7 @@ def _beside(path: Path) -> Iterator[Path]:
 def _remove_torn(path: Path) -> None:
     """Removes what was left of earlier tries by processes that are gone; another one may be at the same part now."""
     for torn in path.parent.glob(f".{path.name}.*.tmp"):
-        with suppress(FileNotFoundError), torn.open("r+b") as file:
+        with suppress(FileNotFoundError, PermissionError), torn.open("r+b") as file:
             if kernel_lock(file.fileno()):
                 torn.unlink(missing_ok=True)
 

@@ -17,6 +17,7 @@ from barlow.cores import threads
 STRENGTHS = tuple(10.0**-e for e in (-2, -1.5, -1, -0.5, 0, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6))  # strong to weak
 LONE = 10.0**-1.5  # where each class has but one label and nothing can be held back
 PATIENCE = 2  # strengths in a row without gain that end the search
+USUAL = 1.0  # and above, where many classes learn nothing yet: no gain there ends nothing
 SMALL = 1 << 19  # numbers; to fit fewer than that, a second thread costs more than it brings
 SEARCH, FINAL = (60, 1e-3), (100, 1e-5)  # L-BFGS: iterations, largest entry of the gradient
 
@@ -78,7 +79,7 @@ def search(x: Tensor, y: Tensor, fold: Tensor, spread: Tensor, problem: Problem)
         loss = float((problem.loss(_scores(w, x), y)[0] * held).sum() / held.sum())
         if loss < best[0]:
             best, waited = (loss, strength, w), 0
-        elif (waited := waited + 1) == PATIENCE:
+        elif strength <= USUAL and (waited := waited + 1) == PATIENCE:
             break
     return best
 

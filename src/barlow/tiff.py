@@ -17,10 +17,10 @@ from PIL.TiffImagePlugin import TiffImageFile
 from barlow.guard import BadImage
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-BITS, PHOTOMETRIC, DESCRIPTION, ORIENTATION, SAMPLES, EXTRA, FORMAT = 258, 262, 270, 274, 277, 338, 339
+BITS, PHOTOMETRIC, DESCRIPTION, ORIENTATION, SAMPLES, LAYOUT, EXTRA, FORMAT = 258, 262, 270, 274, 277, 284, 338, 339
 MINISWHITE, RGB, CMYK = 0, 2, 5
 UNSIGNED, SIGNED = 1, 2
-ALPHA = (1, 2)
+ALPHA, ASSOCIATED, SEPARATE = (1, 2), 1, 2
 
 
 def beyond_pillow(image: Image.Image) -> bool:
@@ -35,6 +35,8 @@ def beyond_pillow(image: Image.Image) -> bool:
         return True
     colours = {RGB: 3, CMYK: 4}.get(tags.get(PHOTOMETRIC, 0), 1 if samples < 3 else 3)
     if samples != colours + (len(extra) == 1 and extra[0] in ALPHA):
+        return True
+    if tags.get(LAYOUT) == SEPARATE and len(extra) == 1 and (samples == 2 or extra[0] == ASSOCIATED):
         return True
     description = str(tags.get(DESCRIPTION, ""))
     many = "<OME" in description or (description.startswith("ImageJ=") and "channels=" in description)
@@ -152,5 +154,7 @@ def read(file: IO[bytes]) -> np.ndarray[Any, np.dtype[Any]]:
     planes = planes[:, :, None] if planes.ndim == 2 else planes
     page = series.keyframe
     if page.photometric == MINISWHITE and planes.dtype.name in ("bool", "uint8", "uint16"):
-        planes = planes ^ planes.dtype.type(2**page.bitspersample - 1)
+        white = planes.shape[2] - len(page.extrasamples)  # an extra one, such as transparency, is no shade of gray
+        planes = np.concatenate([planes[:, :, :white] ^ planes.dtype.type(2**page.bitspersample - 1),
+                                 planes[:, :, white:]], axis=2)  # fmt: skip
     return np.ascontiguousarray(turned(planes, _orientation(series)))
