@@ -167,7 +167,7 @@ def test_nothing_left_to_replace_with(tmp_path: Path) -> None:
     images = open_images(tmp_path / "in")
     for file in (tmp_path / "in").iterdir():
         file.write_bytes(b"")
-    with pytest.raises(DataError, match=r"00.png cannot be read \(an empty file\), nor can 100 others"):
+    with pytest.raises(DataError, match=r"00.png cannot be read \(an empty file\), nor can 1 more that"):
         images.read_or_replace(0)
 
 
@@ -272,3 +272,112 @@ def test_a_resume_judges_the_images_that_it_has_seen(tmp_path: Path) -> None:
         assert len(again.bad) == first + 1  # of the next step already, as when it is met
         assert go(first, 20).bad == whole.bad
     assert len(read_quarantine(tmp_path / "quarantine.jsonl")) == 20
+
+
+# The file of a run whose disk is full, fails, or has damaged it
+
+
+class Refusing:
+    """The disk under one file: while ``error`` is set it takes ``first`` bytes of what is written, and no more."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, file: Path) -> None:
+        self.error, self.first, opened = 0, 0, Path.open
+
+        def open_(path: Path, mode: str = "r", *words: Any, **more: Any) -> Any:
+            made: Any = opened(path, mode, *words, **more)
+            return Half(made, self) if path == file and "a" in mode else made
+
+        patch.setattr(Path, "open", open_)
+
+
+class Half:
+    def __init__(self, file: Any, disk: Refusing) -> None:
+        self.file, self.disk = file, disk
+
+    def write(self, data: bytes) -> int:
+        if not self.disk.error:
+            return int(self.file.write(data))
+        if not self.disk.first:
+            raise OSError(self.disk.error, os.strerror(self.disk.error))
+        taken, self.disk.first = int(self.file.write(data[: self.disk.first])), 0
+        return taken
+
+    def __enter__(self) -> Half:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("first", [0, 10])
+def test_rows_that_find_no_room_wait_for_the_next_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: int, first: int
+) -> None:
+    """Kills: a run that ends, unsaved, because the disk is full when it meets a broken image; half a row that swallows
+    the next one; a warning at each try."""
+    images, file = open_images(np.zeros((1000, 4, 4), np.uint8)), tmp_path / "quarantine.jsonl"
+    disk, quarantine = Refusing(monkeypatch, file), Quarantine(images, file, MAX_BAD, 500)
+    quarantine.add(bads(images, 1))
+    disk.error, disk.first = error, first
+    for count in (2, 3):
+        quarantine.add(bads(images, count))
+    quarantine.append()
+    why = os.strerror(error)
+    assert capsys.readouterr().err == f"warning: quarantine.jsonl waits for the disk ({why})\n"
+    assert [row["path"] for row in read_quarantine(file)] == ["0"]
+    quarantine.append(last=True)
+    assert capsys.readouterr().err == f"warning: the last rows of {file} found no room ({why})\n"
+    disk.error = 0
+    quarantine.append()
+    assert [json.loads(line)["path"] for line in file.read_text().splitlines()] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(("error", "kind", "code", "remedy"), [
+    (errno.ENOSPC, Stopped, 75, "Make room, or mend the disk, then give the same command again."),
+    (errno.EIO, Stopped, 75, "Make room, or mend the disk"), (errno.EACCES, UserError, 2, "or give another --out"),
+])  # fmt: skip
+def test_a_disk_that_refuses_before_the_first_step_ends_the_run_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, kind: type[Stopped | UserError], code: int, remedy: str
+) -> None:
+    """Kills: "standard output cannot be written"; a traceback."""
+    folder_of(tmp_path / "in", 2)
+    corpus.write(tmp_path / "in", {"page.jpg": b"<html>"})
+    file = tmp_path / "quarantine.jsonl"
+    Refusing(monkeypatch, file).error = error
+    with pytest.raises(kind, match=f"quarantine.jsonl cannot be written: {os.strerror(error)}.*{remedy}") as stop:
+        Quarantine(open_images(tmp_path / "in"), file, 0.5).start()
+    assert stop.value.exit_code == code
+    with pytest.raises(UserError, match="cannot be written: Is a directory; move it away"):
+        Quarantine(open_images(tmp_path / "in"), tmp_path / "in", 0.5)
+
+
+ROW = b'{"path": "05.png", "reason": "broken", "found": "pixels", "seen": 0, "bytes": 1, "sha256": null}\n'
+
+
+@pytest.mark.parametrize(("data", "lost", "kept"), [
+    (ROW[:20], 1, 0), (bytes(64), 1, 0), (ROW + bytes(64), 1, 1), (ROW + ROW[:20], 1, 1), (ROW[:-1], 0, 1),
+    (b"\xff\xfe\x80 \xc3(", 1, 0), (b"[1, 2]\n" + ROW, 1, 1), (b'{"a": 1}\n' + ROW, 1, 1), (b"", 0, 0),
+    (ROW + b'{"path": 1, "reason": "", "found": ""}\nnull\n' + b"[" * 100_000 + b"\n", 3, 1),
+    (ROW + ROW.replace(b": 0", b': "0"'), 1, 1),
+], ids=range(11))  # fmt: skip
+def test_a_damaged_quarantine_is_mended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], data: bytes, lost: int, kept: int
+) -> None:
+    """Kills: a traceback at the resume; a torn line that swallows the next row; images whose rows are lost for good."""
+    folder_of(tmp_path / "in", 300)
+    corpus.write(tmp_path / "in", {"page.jpg": b"<html>"})
+    images, file = open_images(tmp_path / "in"), tmp_path / "quarantine.jsonl"
+    file.write_bytes(data)
+    quarantine = Quarantine(images, file, MAX_BAD, 300)
+    said = f"warning: {lost} damaged line{'s' * (lost > 1)} of {file} had to be removed\n" if lost else ""
+    assert capsys.readouterr().err == said
+    assert len(quarantine.bad) == kept
+    quarantine.add([Bad(7, "07.png", "broken")])
+    paths = [json.loads(line)["path"] for line in file.read_text().splitlines()]
+    assert paths == [*["05.png"] * kept, "page.jpg", "07.png"]
+    again = Quarantine(images, file, MAX_BAD, 300)
+    again.add([])
+    assert again.written == set(paths)
+    assert len(read_quarantine(file)) == len(paths)
+    assert capsys.readouterr().err == ""

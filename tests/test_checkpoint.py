@@ -1,17 +1,19 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from barlow import checkpoint, manifest
-from barlow.checkpoint import latest, load, save, verify
-from barlow.errors import NumbersError, UserError
+from barlow.checkpoint import latest, load, save, set_aside, verify
+from barlow.errors import NumbersError, Stopped, UserError
 from barlow.tensorfile import is_dense
 
 
@@ -171,9 +173,56 @@ def test_nothing_there_is_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFi
     assert latest(tmp_path) is None
     step(tmp_path, 5).mkdir()
     assert latest(tmp_path) is None
-    assert "no manifest.json" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "no manifest.json" in told
+    assert "the checkpoint before it" not in told  # there is none
     with pytest.raises(UserError, match="not a complete checkpoint"):
         load(tmp_path / "no")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize(("owner", "name"), [(Path, "lstat"), (checkpoint, "digest"), (Path, "iterdir")])
+def test_a_disk_that_fails_is_no_damage(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, owner: Any, name: str
+) -> None:
+    """Kills: one passing fault of a network disk, for which a run goes on from an older checkpoint, or from none."""
+    newer = save(saved.parent, 2000, tensors(), STATE)
+    real, waits, left = getattr(owner, name), list[float](), 0
+
+    def failing(path: Path, *rest: object) -> object:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise OSError(number, os.strerror(number))
+        return real(path, *rest)
+
+    monkeypatch.setattr("time.sleep", waits.append)
+    monkeypatch.setattr(owner, name, failing)
+    for left in range(1, 1 + len(checkpoint.WAITS)):
+        waits.clear()
+        faults = left
+        assert latest(saved.parent) == newer
+        assert waits == list(checkpoint.WAITS[:faults])
+    left = 99
+    with pytest.raises(Stopped, match=rf"cannot be read now \({os.strerror(number)}\): give the same") as stopped:
+        latest(saved.parent)
+    assert stopped.value.exit_code == 75
+    left = 2
+    assert load(newer).step == 2000
+    assert not capsys.readouterr().err
+
+
+def test_damaged_ones_that_were_passed_over_never_count_again(saved: Path) -> None:
+    folder = saved.parent
+    for number in (2000, 3000):
+        (save(folder, number, tensors(), STATE) / "state.json").write_bytes(b"")
+    put_back = saved.rename(folder / f"{saved.name}.old")
+    saved.mkdir()  # a save of the same step, cut off in the middle
+    set_aside(folder, put_back)
+    assert checkpoint.candidates(folder) == [put_back]
+    set_aside(folder, put_back)
+    save(folder, 2000, tensors(), STATE)
+    assert {path.name for path in folder.iterdir()} == {"latest", put_back.name, "step-000002000"}
 
 
 # ---------------------------------------------------------------- checkpoints from strangers

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import re
 import sys
+import threading
+import time
 
 import pytest
 from rich.console import Console
@@ -12,6 +14,7 @@ from rich.console import Console
 import barlow.console
 import barlow.progress
 from barlow.console import Display, lines, spelled
+from barlow.index import in_threads
 
 STATE = {
     "step": 19_346, "steps": 103_375, "epoch": 182.04, "loss": 1149.321, "floor": 1122.1, "invariance": 16.062,
@@ -95,3 +98,38 @@ def test_progress_never_breaks_its_line(monkeypatch: pytest.MonkeyPatch) -> None
     drawn = [line for line in out.getvalue().split("\r\033[K") if line]
     assert len(drawn) == 5
     assert max(map(len, drawn)) < 40
+
+
+@pytest.mark.parametrize(
+    ("seconds", "speed"), [(0.25, "4/s"), (1.0, "1/s"), (4.3, "4.3 s each"), (90.0, "90.0 s each")]
+)
+def test_the_speed_of_slow_items_is_said(
+    seconds: float, speed: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kills: "0/s" for images that take seconds each."""
+    monkeypatch.setattr(barlow.progress, "PLAIN_EVERY", 0.0)
+    now = [0.0]
+    monkeypatch.setattr(barlow.progress.time, "monotonic", lambda: now[0])
+    for _ in barlow.progress.progress(range(4), "looking", 4):
+        now[0] += seconds
+    assert capsys.readouterr().err.splitlines()[0].startswith(f"looking: 1 of 4 · {speed} · ")
+
+
+def test_slow_items_come_one_by_one_and_quick_ones_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kills: no sign of life before eight images of 20 seconds are done, in each thread."""
+    monkeypatch.setattr("barlow.index.SHORT", 0.02)
+    lock, begun = threading.Lock(), list[int]()
+
+    def slow(k: int) -> int:
+        with lock:
+            begun.append(k)
+        time.sleep(0.03)
+        return k
+
+    made, ahead = [], []
+    for item in in_threads(slow, 12, "waiting", 2, chunk=8):
+        made.append(item)
+        ahead.append(len(begun) - len(made))
+    assert made == list(range(12))
+    assert max(ahead) <= 5  # what two threads are at, and what they were given
+    assert list(in_threads(lambda k: k, 1001, "counting", 3, chunk=64)) == list(range(1001))

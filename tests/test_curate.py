@@ -79,6 +79,13 @@ def test_nearest_is_the_obvious_one(n: int) -> None:
     np.testing.assert_allclose(np.take_along_axis(full, near, 1), distance, atol=2e-3)
 
 
+def test_comparing_features_is_no_silence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kills: minutes without a word where the features of very many images are compared."""
+    monkeypatch.setattr("barlow.progress.PLAIN_EVERY", 0.0)
+    nearest(unit(np.random.default_rng(0).standard_normal((2100, 5))), 3)
+    assert "comparing features, block by block: 3 of 3" in capsys.readouterr().err
+
+
 def test_outliers_of_any_depth_are_found() -> None:
     """Each of three images is far out at one depth alone, and only where that depth is looked at."""
     rng = np.random.default_rng(0)

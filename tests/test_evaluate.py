@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from barlow import finetune, probe, protocols
 from barlow.encoder import load_encoder, save_encoder
 from barlow.errors import NumbersError, UserError
-from barlow.evaluate import compare, evaluate, images_of_run, table
+from barlow.evaluate import _shown, compare, evaluate, images_of_run, table
 from barlow.features import features_of, fingerprint, raw_pixels
 from barlow.images import open_images
 from barlow.judgement import evaluation_table
@@ -201,6 +202,41 @@ def test_the_table(pair: tuple[Path, Path]) -> None:
     low, high = result["rows"][0]["interval"]
     assert f"{result['rows'][0]['trained']:.3f}  {low:.3f}–{high:.3f}" in lines[3]
     assert len({line.index(".") for line in lines[3:]}) == 1  # columns stand below each other
+
+
+# ---- progress
+
+
+def test_a_long_protocol_shows_what_it_is_at(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Kills: minutes without a line within the first linear probe."""
+    monkeypatch.setattr("barlow.evaluate.PLAIN_EVERY", 0.0)
+    encoders: Any = {"trained": Fake()}
+    compare(open_labelled(pair[0], test=pair[1]), encoders)
+    text = capsys.readouterr().err
+    assert re.search(r"^protocols: 0 of 10 done · k-NN, trained, 0 of 120 images · \d+ s so far$", text, re.MULTILINE)
+    for place, name in ((2, "linear, trained"), (7, "linear, raw pixels")):
+        assert f"protocols: {place} of 10 done · {name}, strength 2 of 3, pass 1 · " in text
+    assert " · 10 % of labels, trained, draw 5 of 5, preparation 2 of 2, " in text
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_what_a_protocol_is_at_is_a_line_every_ten_seconds_or_one_that_lives(
+    live: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 4.0, 9.0, 10.0, 19.0, 75.0])
+    monkeypatch.setenv("COLUMNS", "12")
+    with monkeypatch.context() as patch:
+        patch.setattr("barlow.evaluate.on_terminal", lambda: live)
+        patch.setattr("barlow.evaluate.time.monotonic", lambda: next(clock))
+        with _shown() as tell:
+            for text in "abcde":
+                tell(text)
+    shown = [f"{text} · {seconds} s" for text, seconds in zip("abcd", (4, 9, 10, 19), strict=True)]
+    drawn = "".join(f"\r\033[K{text} so far"[:15] for text in shown) + "\r\033[Ke · 1 min 1\r\033[K"
+    plain = "c · 10 s so far\ne · 1 min 15 s so far\n"
+    assert capsys.readouterr().err == (drawn if live else plain)
 
 
 # ---- frozen, finite

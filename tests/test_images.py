@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from barlow import sources
 from barlow.convert import choose, convert, find_range
 from barlow.guard import BadImage
 from barlow.images import open_images, write_index
-from barlow.prepare import look
+from barlow.prepare import look, moments
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -237,6 +238,37 @@ def test_transparency_of_16_bits_meets_plain_images(tmp_path: Path) -> None:
     images = open_images(tmp_path / "in", channels=4)
     assert (images.dtype, len(images)) == ("uint16", 2)
     np.testing.assert_array_equal(images.read(0), images.read(1))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_mean_and_deviation_do_not_depend_on_threads(
+    dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kills: sums in the order in which threads end; and large images that are measured without a word, in float64."""
+    full = {"uint8": 255, "uint16": 65535, "float32": 1}[dtype]
+    many = [(np.random.default_rng(k).uniform(0, 1, (400, 500, 3)) * full).astype(dtype) for k in range(9)]
+    many.append((np.random.default_rng(9).uniform(0, 1, (1300, 1200, 3)) * full).astype(dtype))
+    corpus.write(tmp_path, {f"{k}.npy": npy(array) for k, array in enumerate(many)})
+    images, given = open_images(tmp_path), open_images(many)
+    chosen = np.arange(10)
+    monkeypatch.setattr("barlow.progress.PLAIN_EVERY", 0.0)
+    found = set()
+    for threads in (1, 2, 5):
+        monkeypatch.setattr("barlow.index.cores", lambda threads=threads: threads)
+        found.add(moments(images, chosen))
+        assert "measuring colours: 10 of 10" in capsys.readouterr().err
+    found.add(moments(given, chosen))
+    assert "measuring colours: 10 of 10" in capsys.readouterr().err
+    ((mean, sd),) = found
+    means = np.stack([np.mean(array / full, axis=(0, 1), dtype=np.float64) for array in many])
+    squares = np.stack([np.square(array / full, dtype=np.float64).mean((0, 1)) for array in many])
+    np.testing.assert_allclose(mean, means.mean(0), atol=1e-4)
+    np.testing.assert_allclose(sd, np.sqrt(squares.mean(0) - means.mean(0) ** 2), atol=1e-4)
+    tracemalloc.start()
+    moments(given, chosen[-1:])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3 * many[-1].nbytes + 12e6
 
 
 WORKERS = """

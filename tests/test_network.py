@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -66,3 +69,25 @@ def test_unshared_twins_see_their_own_view_only() -> None:
     torch.testing.assert_close(network(a, torch.zeros_like(b))[0], z_a)
     torch.testing.assert_close(network(torch.zeros_like(a), b)[1], z_b)
     assert not torch.allclose(network(b, a)[0], z_b)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError("no network\nand more"), r"^timm's weights of resnet18 cannot be fetched: no network; connect"),
+        (
+            RuntimeError("size mismatch"),
+            r"^The encoder resnet18 .* 3 × 32 × 32, or weights of timm's: size mism",
+        ),
+    ],
+)
+def test_weights_that_cannot_be_had_are_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
+    def create(*_: Any, **options: Any) -> Any:
+        assert options["pretrained"]
+        raise error
+
+    monkeypatch.setattr(timm, "create_model", create)
+    with pytest.raises(UserError, match=words):
+        build_encoder("resnet18", {}, channels=3, size=32, pretrained=True)

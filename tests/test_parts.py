@@ -20,7 +20,7 @@ from test_encoder import write
 import barlow.parts
 from barlow import embed
 from barlow.embedding import embed_to_file, numbers
-from barlow.errors import UserError
+from barlow.errors import DataError, UserError
 from barlow.parts import embed_part, parse_part
 
 BATCH = 4
@@ -202,3 +202,13 @@ def test_numbers_and_notes_of_ones_own_are_not_replaced(encoder: Path, images: P
     array.unlink()
     notes.unlink()
     assert [embed_to_file(encoder, images, array) for _ in range(2)] == [24, 24]
+
+
+def test_no_image_is_no_file(encoder: Path, images: Path, tmp_path: Path) -> None:
+    for file in images.glob("*.png"):
+        file.write_bytes(file.read_bytes()[:60])
+    with pytest.raises(DataError, match="none of the 25 images can be used"):
+        embed_to_file(encoder, images, tmp_path / "x.parquet")
+    with pytest.raises(DataError, match="none of the 25 images can be used"):
+        embed_to_file(encoder, images, tmp_path / "x.npy")
+    assert not list(tmp_path.glob("x.*"))

@@ -45,6 +45,9 @@ def test_size_and_network_follow_images_and_machine() -> None:
     assert (gpu.encoder, gpu.devices, gpu.workers) == ("resnet50", 4, 8)
     assert (small.views, photos.views, gpu.views) == ("grayscale", "natural", "natural")
     assert (small.workers, photos.workers) == (0, 1)
+    begun = resolve(Config("a", pretrained=True), SMALL)[0]  # nobody has weights of the narrow network
+    assert (begun.encoder, begun.encoder_args) == ("resnet18", {})
+    assert resolve(Config("a", pretrained=True, encoder="resnetv2_18"), SMALL)[0].encoder_args == {}
 
 
 @pytest.mark.parametrize("side", [28, 64])

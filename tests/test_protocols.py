@@ -130,10 +130,11 @@ def test_knn_refuses_a_k_beyond_its_bank() -> None:
 
 def fitted(x: np.ndarray, y: np.ndarray, strength: float, problem: probe.Problem = probe.SOFTMAX) -> np.ndarray:
     columns = np.concatenate([x.T, np.ones((1, len(x)), np.float32)])
-    spread = torch.from_numpy((x**2).mean(0))
+    spread, targets = torch.from_numpy((x**2).mean(0)), torch.from_numpy(y.T).contiguous()
+    outputs = y.shape[1] if y.ndim > 1 else int(y.max()) + 1
     return probe.fit(
-        torch.from_numpy(columns), torch.from_numpy(y.T.astype(np.float32)).contiguous(),
-        torch.full((1, len(x)), 1 / len(x)), strength, spread, torch.zeros(1, y.shape[1], len(columns)),
+        torch.from_numpy(columns), targets.float() if y.ndim > 1 else targets,
+        torch.full((1, len(x)), 1 / len(x)), strength, spread, torch.zeros(1, outputs, len(columns)),
         problem, (500, 1e-7),
     )[0].numpy()  # fmt: skip
 
@@ -143,7 +144,7 @@ def test_the_fit_is_scikit_learns(strength: float) -> None:
     x, labels = clouds(400, 7, 3, seed=5, spread=2)
     x = ((x - x.mean(0)) / np.maximum(x.std(0), 1e-3)).astype(np.float32)
     theirs = LogisticRegression(C=1 / (len(x) * strength), tol=1e-10, max_iter=10_000).fit(x.astype(np.float64), labels)
-    ours = fitted(x, np.eye(3)[labels], strength)
+    ours = fitted(x, labels, strength)
     assert ours[:, :-1] == pytest.approx(theirs.coef_, abs=2e-3 * np.abs(theirs.coef_).max())
     assert ours[:, -1] - ours[:, -1].mean() == pytest.approx(theirs.intercept_ - theirs.intercept_.mean(), abs=5e-3)
 
@@ -211,13 +212,62 @@ def test_with_many_classes_the_search_goes_on_where_nothing_is_learned_yet() -> 
     assert scores.accuracy(y, protocols.linear_probe(x, y, test)) > 0.09  # .072 at a strength of 100
 
 
+def test_scores_are_held_block_by_block_and_the_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kills: scores of all rows and classes at once, and a 1 for each class that a row is of beside a 0 for all others:
+    gigabytes where the classes are a thousand."""
+    x, labels = clouds(300, 7, 5, seed=28, spread=2)
+    x = ((x - x.mean(0)) / np.maximum(x.std(0), 1e-3)).astype(np.float32)
+    several = np.stack([labels % 2, labels > 2], 1)
+    cases = [(labels, probe.SOFTMAX), (several, probe.SIGMOID), (several, probe.SQUARES)]
+    whole = [fitted(x, y, 1e-2, problem) for y, problem in cases]
+    answers, widest, loss = protocols.linear_probe(x, labels, x), 0, probe.SOFTMAX.loss
+
+    def spy(scores: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal widest
+        widest = max(widest, scores.shape[2])
+        assert y.shape == scores.shape[2:]
+        return loss(scores, y)
+
+    monkeypatch.setattr(probe, "BLOCK", 1)
+    for (y, problem), expected in zip(cases, whole, strict=True):
+        assert fitted(x, y, 1e-2, problem) == pytest.approx(expected, abs=2e-3)
+    monkeypatch.setattr(protocols, "SOFTMAX", probe.SOFTMAX._replace(loss=spy))
+    assert (protocols.linear_probe(x, labels, x) == answers).all()
+    assert widest == 64
+    parts = [
+        *probe.probe([(torch.from_numpy(x),) * 2], torch.from_numpy(labels), torch.full((300,), -1), probe.SOFTMAX)
+    ]
+    assert [part.shape for part in parts] == [(64, 5)] * 4 + [(44, 5)]
+
+
+def test_all_who_work_for_long_tell_what_they_are_at() -> None:
+    """Kills: a probe of many classes that is silent for minutes."""
+    x, labels = clouds(100, 6, 3, seed=29)
+    heard: list[str] = []
+    protocols.linear_probe(x, labels, x, tell=heard.append)
+    number = len(probe.STRENGTHS)
+    assert heard[:2] == ["principal axes", f"strength 1 of {number}, pass 1"]
+    assert any(text.startswith(f"strength 4 of {number}, pass 2") for text in heard)
+    assert heard[-1].startswith("all rows, pass ")
+    heard.clear()
+    protocols.few_labels(x, labels, x, labels, share=0.3, draws=2, tell=heard.append)
+    assert f"draw 2 of 2, preparation 2 of 2, strength 3 of {number}, pass 1" in heard
+    for said in (protocols.multi_label_probe, protocols.ridge):
+        heard.clear()
+        said(x, np.stack([labels % 2, labels > 1], 1), x, tell=heard.append)
+        assert f"strength 2 of {number}, pass 1" in heard
+    heard.clear()
+    protocols.neighbour_votes(x, labels, x, k=3, temperature=0.1, tell=heard.append)
+    assert heard == ["0 of 100 images"]
+
+
 def test_noise_calls_for_a_strong_penalty_and_clean_classes_for_a_weak_one() -> None:
     chosen = []
     for spread in (30.0, 0.3):
         x, labels = clouds(400, 50, 4, seed=12, spread=spread)
         deviation = np.where(x.std(0) > 1e-4, x.std(0), 1)
         columns, _, mean_square = probe.principal(torch.from_numpy((x - x.mean(0)) / deviation))
-        y = torch.eye(4)[torch.from_numpy(labels)].T.contiguous()
+        y = torch.from_numpy(labels)
         fold = protocols._folds(labels, 0)
         chosen.append(probe.search(columns, y, fold, mean_square, probe.SOFTMAX)[1])
     assert chosen[0] >= 0.1
@@ -362,11 +412,11 @@ def test_of_two_preparations_the_one_that_held_back_labels_prefer() -> None:
     x, labels = clouds(200, 8, 3, seed=26, spread=1)
     good = (torch.from_numpy((x[:100, :-1] - x[:, :-1].mean(0)) / x[:, :-1].std(0)), torch.from_numpy(x[100:, :-1]))
     noise = tuple(torch.from_numpy(np.random.default_rng(k).normal(size=(100, 7)).astype(np.float32)) for k in (0, 1))
-    targets = torch.eye(3)[torch.from_numpy(labels[:100])]
+    targets = torch.from_numpy(labels[:100])
     fold = protocols._folds(labels[:100], 0)
-    alone = probe.probe([good], targets, fold, probe.SOFTMAX)
+    alone = torch.cat([*probe.probe([good], targets, fold, probe.SOFTMAX)])
     for both in ([good, noise], [noise, good]):
-        assert torch.equal(probe.probe(both, targets, fold, probe.SOFTMAX), alone)
+        assert torch.equal(torch.cat([*probe.probe(both, targets, fold, probe.SOFTMAX)]), alone)
 
 
 def test_the_mean_of_the_draws_and_its_interval() -> None:
@@ -391,12 +441,30 @@ def test_accuracies_confusion_and_classes_by_hand() -> None:
     assert scores.accuracy(labels, answers) == 0.5
     assert scores.balanced_accuracy(labels, answers, 4) == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
     assert scores.balanced_accuracy(labels, answers, 4) == pytest.approx(balanced_accuracy_score(labels, answers))
-    rows = scores.per_class(counts)
+    rows = scores.per_class(labels, answers, 4)
     assert rows[1][:2] == (2, 0.5)
     assert rows[1].precision == pytest.approx(1 / 3)
     assert rows[3].images == 0
     assert np.isnan(rows[3].recall)
     assert np.isnan(rows[2].precision)
+
+
+def test_a_confusion_matrix_is_made_once_and_only_where_it_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kills: K x K numbers, twice, for figures that need 3 K."""
+    made, confusion = [], scores.confusion
+    monkeypatch.setattr(scores, "confusion", lambda *args: made.append(args[2]) or confusion(*args))
+    draw = np.random.default_rng(0)
+    for classes in (100, 101):
+        labels, answers = draw.integers(0, classes, (2, 500))
+        names = [f"class {k}" for k in range(classes)]
+        detail, counts = scores.detail(labels, answers, names), confusion(labels, answers, classes)
+        assert detail["confusion"] == (counts.tolist() if classes == 100 else None)
+        assert [row["class"] for row in detail["per_class"]] == names
+        assert [row["images"] for row in detail["per_class"]] == counts.sum(1).tolist()
+        for key, totals in (("recall", counts.sum(1)), ("precision", counts.sum(0))):
+            shares = [right / total if total else None for right, total in zip(counts.diagonal(), totals, strict=True)]
+            assert [row[key] for row in detail["per_class"]] == shares
+    assert made == [100]
 
 
 def test_wilson_interval() -> None:

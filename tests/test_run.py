@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from conftest import blobs
 from PIL import Image
@@ -347,3 +348,22 @@ def test_a_run_on_pairs_that_do_not_belong_together_says_so(tiny: Make, monkeypa
     mixed = lines(pretrain(config, quiet=True), "health")[-1]
     assert mixed["verdict"] == "not learning yet"
     assert "In training" in mixed["sentence"]
+
+
+def test_a_run_that_is_continued_fetches_no_weights(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kills: a pretrained run that no node without a network can resume, though its checkpoint holds all weights."""
+    create, asked = timm.create_model, list[bool]()
+
+    def noted(name: str, pretrained: bool = False, **options: Any) -> Any:
+        asked.append(pretrained)
+        return create(name, pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", noted)
+    with monkeypatch.context() as patch:
+        patch.setattr(barlow.run.Session, "out_of_time", lambda session: session.step >= 3)
+        with pytest.raises(Stopped):
+            pretrain(tiny(pretrained=True), quiet=True)
+    assert set(asked) == {True}
+    asked.clear()
+    pretrain(tiny(pretrained=True), quiet=True)
+    assert set(asked) == {False}

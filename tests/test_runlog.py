@@ -45,6 +45,31 @@ def test_a_folder_that_is_no_run_is_refused_untouched(tmp_path: Path, names: lis
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted({name.partition("/")[0] for name in names})
 
 
+@pytest.mark.parametrize("about", [None, b"", b'{"barlow": "1', b"[]"])
+def test_a_run_that_lost_its_environment_is_one_all_the_same(tmp_path: Path, about: bytes | None) -> None:
+    """Kills: a run whose environment.json is damaged, called no run of barlow, so that nothing can go on from it."""
+    with open_run(tmp_path) as run:
+        run.write_config("seed = 1\n")
+    (tmp_path / "index.parquet").write_bytes(b"PAR1")
+    (tmp_path / "environment.json").unlink() if about is None else (tmp_path / "environment.json").write_bytes(about)
+    with open_run(tmp_path) as run:
+        assert run.held
+        assert json.loads((tmp_path / "environment.json").read_text()).keys() == {"barlow"}
+        assert run.write_environment({"started": "now"}) == []
+    assert json.loads((tmp_path / "environment.json").read_text()) == {"started": "now"}
+
+
+def test_what_a_kill_left_half_written_goes_at_the_next_start(tmp_path: Path) -> None:
+    """Kills: half a snapshot, or half an encoder, that lies hidden in the run for ever."""
+    open_run(tmp_path).close()
+    for name in ("snapshots/.step-0000004.npz", "encoder/.model.safetensors", "encoder_b/.config.json"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / f"{name}.01234567.tmp").write_bytes(b"half")
+    (tmp_path / "snapshots" / ".mine").write_bytes(b"")
+    open_run(tmp_path).close()
+    assert sorted(content(tmp_path)) == ["environment.json", "metrics.jsonl", "snapshots/.mine"]
+
+
 def test_a_file_and_no_permission_are_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="is a file"):
@@ -142,7 +167,9 @@ def test_from_step_0_on_the_first_look_is_written_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tail", [b'{"kind": "train", "st', b'{"kind": "train", "step": 9}', b"\0" * 4096,
-                                  b"\0" * 50 + b"\n", b"[1]\n", b"\xff\n", b"[" * 99999 + b"\n"])  # fmt: skip
+                                  b"\0" * 50 + b"\n", b"[1]\n", b'{"a": 1}\n', b'{"kind": "train"}\n',
+                                  b'{"kind": "tain", "step": 1}\n', b'{"kind": "train", "step": true}\n',
+                                  b"\xff\n", b"[" * 99999 + b"\n"])  # fmt: skip
 def test_a_torn_end_is_not_read_and_is_cut(tmp_path: Path, tail: bytes) -> None:
     path = tmp_path / "metrics.jsonl"
     with open_run(tmp_path) as run:
@@ -161,11 +188,12 @@ def test_a_damaged_line_in_the_middle_is_named_and_goes_at_the_next_resume(tmp_p
         for step in (1, 2, 3):
             run.log("train", step)
     lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(lines[0] + b"\0\0\0\n" + lines[2])
+    path.write_bytes(lines[0] + b"\0\0\0\n" + lines[2] + b'{"a": 1}\n' + b'{"kind": "train", "step": 4}\n')
     with pytest.raises(UserError, match=r"line 2 of .*metrics\.jsonl is damaged"):
         read_metrics(path)
     with open_run(tmp_path) as run:
-        run.rewind(3)
+        assert run.rewind(3) == 1  # the other one stood among lines that are written again
+        assert run.rewind(3) == 0
     assert [line["step"] for line in read_metrics(path)] == [1, 3]
     assert read_metrics(tmp_path / "none.jsonl") == []
 

@@ -74,3 +74,29 @@ def test_an_error_in_the_background_comes_up_once_where_it_can_be_answered(
         saver.save(3, {"model/x": torch.ones(2)}, {})  # tells of the one before, and is the retry itself
     saver.join()
     assert there(tmp_path) == ["3"]
+
+
+def test_the_name_of_the_best_is_written_by_the_next_save_where_the_disk_refused_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kills: "[Errno 28] No space left on device: '…/best'" as a warning; a best checkpoint that nobody names."""
+
+    def full(path: Path, _: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    saver, tensors = Saver(tmp_path, last=1), {"model/x": torch.ones(2)}
+    with monkeypatch.context() as patch:
+        patch.setattr("barlow.saver.atomic_write", full)
+        saver.save(1, tensors, {}, best=1)
+        with pytest.raises(
+            SaveFailed, match=r"^could not save the name of the best checkpoint in .*: No space left on"
+        ):
+            saver.join()
+    for step in (2, 3):
+        saver.save(step, tensors, {}, best=1)
+    saver.join()
+    assert (tmp_path / "best").read_text() == "step-000000001\n"
+    assert there(tmp_path) == ["1", "3", "best"]
+    saver.save(4, tensors, {}, best=4)
+    saver.join()
+    assert (tmp_path / "best").read_text() == "step-000000004\n"

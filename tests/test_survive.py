@@ -30,14 +30,17 @@ import barlow.launch
 import barlow.length
 import barlow.readers
 import barlow.replay
+import barlow.resume
 import barlow.run
 import barlow.session
 import barlow.train
 from barlow import Config, pretrain
 from barlow.batches import Batch, Stream, split
 from barlow.checkpoint import latest, load
+from barlow.cli import main
 from barlow.config import read_toml
 from barlow.errors import DataError, NumbersError, Stopped, UserError
+from barlow.images import open_images
 from barlow.quarantine import read_quarantine
 from barlow.readers import WorkerLost, batches
 from barlow.run import replay
@@ -164,7 +167,7 @@ def test_a_signal_outside_training_ends_the_run_with_its_code(
 ) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     whole = pretrain(tiny(out=str(tmp_path / "whole")), quiet=True)
-    room, what = (barlow.run, "survey") if where == "survey" else (barlow.finish, "write_report")
+    room, what = (barlow.run, "survey") if where == "survey" else (barlow.finish, "draw_report")
     with monkeypatch.context() as patch:
         patch.setattr(room, what, lambda *_: signal.raise_signal(signal.Signals[name]))
         with pytest.raises(Stopped, match=f"Stopped by signal {name} outside training; nothing is lost") as stopped:
@@ -824,6 +827,231 @@ def test_images_that_are_gone_or_changed_are_refused_and_accepted_by_name(
     assert "1 files were written anew, with the same length: 009.png" in capsys.readouterr().err
     quarantined = [json.loads(line)["path"] for line in (run / "quarantine.jsonl").read_text().splitlines()]
     assert set(quarantined) <= {"007.png", "008.png"}
+
+
+@pytest.mark.parametrize("damage", [None, b"", b"PAR1"])
+def test_an_index_that_is_gone_or_damaged_is_refused_and_made_anew_by_name(
+    tiny: Make, tmp_path: Path, damage: bytes | None
+) -> None:
+    """Kills: a run that goes on, without a word, with the images that are there now and others held out; advice to
+    delete a damaged index, which led there; a new index that the next resume does not know of."""
+    folder = pictures(tmp_path / "in")
+    config = tiny(images=str(folder), cache=False)
+    run = stopped_at(config, 3)
+    for i, picture in enumerate(blobs(4, seed=5)):
+        Image.fromarray(picture).save(folder / f"a{i}.png")
+    index = run / "index.parquet"
+    index.unlink() if damage is None else index.write_bytes(damage)
+    words = (
+        "index.parquet, the list of .* is gone: bring it" if damage is None else "is not an index of images .*bring it"
+    )
+    for again in ({"config": config}, {"config": Config(out=str(run)), "resume": True}):
+        with pytest.raises(UserError, match=rf"{words} back, or let --allow index make a new one") as told:
+            pretrain(**again, quiet=True)  # type: ignore[arg-type]
+        assert "delete" not in str(told.value)
+    if damage is None:
+        with pytest.raises(UserError, match="is gone: bring it back"):
+            barlow.run.open_run_images(read_toml(run / "config.toml"), None, run)  # as a replay does
+    with pytest.MonkeyPatch.context() as patch:  # what cannot train changes nothing
+        patch.setattr(barlow.resume, "open_images", lambda *_, **__: open_images(blobs(17)))
+        with pytest.raises(UserError, match="held-out"):
+            pretrain(config, allow=["index"], quiet=True)
+    assert (index.read_bytes() if index.exists() else None) == damage
+    with pytest.MonkeyPatch.context() as patch:
+        after(patch, 5, lambda _: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(Stopped):
+            pretrain(config, allow=["index"], quiet=True)
+    assert "index.parquet was gone or damaged: a new one lists the 100 images there now" in events(run)
+    with np.load(run / "snapshots" / "held_out.npz") as shown:
+        assert sorted(shown["keys"]) == sorted(_names(folder)[i] for i in split(1, 100, 16)[1])
+    (folder / "a0.png").unlink()
+    with pytest.raises(UserError, match=r"1 gone: a0\.png"):
+        pretrain(config, quiet=True)
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_an_index_of_images_from_python_that_is_gone(tiny: Make) -> None:
+    config, images = tiny(images=None), blobs(96)
+    with pytest.MonkeyPatch.context() as patch:
+        after(patch, 3, lambda _: signal.raise_signal(signal.SIGTERM))
+        with pytest.raises(Stopped):
+            pretrain(config, images=images, quiet=True)
+    index = Path(config.out or "") / "index.parquet"
+    began = index.read_bytes()
+    index.unlink()
+    with pytest.raises(UserError, match="is gone: bring it back, or let --allow index"):
+        pretrain(config, images=images, quiet=True)
+    pretrain(config, images=images, allow=["index"], quiet=True)
+    assert index.read_bytes() == began
+
+
+# What is damaged in the run folder
+
+
+def test_a_fault_of_the_disk_over_the_newest_checkpoint_makes_no_hole(
+    tiny: Make, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    """Kills: one fault in reading the newest checkpoint, for which the run goes on from an older one and rewinds the
+    lines; killed then, the next resume finds the newest one, and a hole in the lines before it."""
+    whole = pretrain(tiny(out=str(tmp_path / "whole"), checkpoint_every=2), quiet=True)
+    run = stopped_at(tiny(checkpoint_every=2), 5)
+    before = (run / "metrics.jsonl").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(barlow.checkpoint, "WAITS", (0.0,))
+        patch.setattr(barlow.checkpoint, "read_manifest", stale)
+        with pytest.raises(Stopped, match=r"step-000000005 cannot be read now \(Stale file handle\): give the same"):
+            pretrain(tiny(), quiet=True)
+    assert (run / "metrics.jsonl").read_bytes() == before
+    pretrain(tiny(), quiet=True)
+    assert lines(run, "train") == lines(whole, "train")
+    assert same(weights(run), weights(whole))
+
+
+def stale(*_: object) -> None:
+    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+
+def test_a_checkpoint_that_cannot_be_read_back_costs_a_warning(
+    tiny: Make, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Kills: a run that is complete and saved, and ends with 75 as its last checkpoint could not be read back."""
+    monkeypatch.setattr(barlow.checkpoint, "WAITS", ())
+    monkeypatch.setattr(barlow.checkpoint, "read_manifest", stale)
+    run = pretrain(tiny(checkpoint_every=4), quiet=True)
+    assert (run / "encoder" / "model.safetensors").exists()
+    assert "step 8 cannot be read back now ([Errno 116] Stale file handle), so no older" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_that_was_passed_over_is_never_the_newest_again(
+    tiny: Make, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    """Kills: the same hole, where the bytes come back (a disk that was mounted anew, a copy put back by hand)."""
+    whole = pretrain(tiny(out=str(tmp_path / "whole"), checkpoint_every=2), quiet=True)
+    run = stopped_at(tiny(checkpoint_every=2), 5)
+    (run / "checkpoints" / "step-000000005" / "manifest.json").rename(tmp_path / "kept")
+    with monkeypatch.context() as patch:
+        patch.setattr(barlow.run, "train", lambda *_, **__: full())  # killed before the first save
+        with pytest.raises(OSError, match="No space"):
+            pretrain(tiny(), quiet=True)
+    assert saved(run) == 4
+    assert barlow.checkpoint.candidates(run / "checkpoints")[0].name == "step-000000004"
+    (aside,) = (run / "checkpoints").glob(".deleting-step-000000005-*")
+    (tmp_path / "kept").rename(aside / "manifest.json")
+    pretrain(tiny(checkpoint_every=2), quiet=True)
+    assert lines(run, "train") == lines(whole, "train")
+    assert same(weights(run), weights(whole))
+
+
+def test_checkpoints_of_which_none_is_whole_are_refused(tiny: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    """Kills: a run that begins again at step 0, and deletes its lines, after "trying the checkpoint before it"."""
+    run = stopped_at(tiny(checkpoint_every=2), 3)
+    before = (run / "metrics.jsonl").read_bytes()
+    for path in barlow.checkpoint.candidates(run / "checkpoints"):
+        (path / "manifest.json").write_bytes(b"")
+    with pytest.raises(UserError, match=r"holds no checkpoint that is whole.* give another --out to begin again"):
+        pretrain(tiny(), quiet=True)
+    assert (run / "metrics.jsonl").read_bytes() == before
+    assert capsys.readouterr().err.count("trying the checkpoint before it") == 1  # there are two
+
+
+LOST = {
+    "emptied": (lambda told: b"", "of training those of steps 1 to 3"),
+    "gone": (None, "of training those of steps 1 to 3"),
+    "end": (
+        lambda told: b"".join(line for line in told if b'"train", "step": 3' not in line),
+        "of training those of steps 3 to 3",
+    ),
+    "middle": (
+        lambda told: b"".join(line[:-9] + b"\n" if b'"train", "step": 2' in line else line for line in told),
+        "1 damaged",
+    ),
+    "all": (lambda told: b'{"a": 1}\n' * 9, "of training those of steps 1 to 3"),
+    "foreign": (lambda told: b'{"a": 1}\n' * 2 + b"".join(told[:-5]), "2 damaged; of training those of steps 1 to 3"),
+}
+
+
+@pytest.mark.parametrize("how", LOST)
+def test_lines_that_metrics_lost_are_missed(tiny: Make, how: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Kills: a report of half a run, without a word; a traceback over a line that is none of ours."""
+    run = stopped_at(tiny(), 3)
+    damage, words = LOST[how]
+    file = run / "metrics.jsonl"
+    told = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(damage(told)) if damage else file.unlink()
+    pretrain(tiny(), quiet=True)
+    sentence = f"metrics.jsonl lacks lines ({words}): the report will lack them too"
+    assert sentence in events(run)
+    assert f"warning: {sentence}" in capsys.readouterr().err
+    pretrain(tiny(steps=9), allow=["steps"], quiet=True)
+    assert events(run).count("lacks lines") == 1  # told once
+
+
+def test_nothing_is_missed_where_nothing_is_lost(tiny: Make, monkeypatch: Patch) -> None:
+    """Kills: false alarms: at step 0, with a line every so many steps only, and where a new length changed how many."""
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    def on(config: Config, to: int) -> None:
+        with monkeypatch.context() as patch:
+            after(patch, to, lambda _: signal.raise_signal(signal.SIGTERM))
+            with pytest.raises(Stopped):
+                pretrain(config, allow=["steps"], quiet=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(barlow.run, "train", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(tiny(), quiet=True)
+    pretrain(tiny(), quiet=True)
+    long = tiny(steps=40, out=(tiny().out or "") + "2")
+    monkeypatch.setattr(barlow.session, "LINES", 10)  # one in four steps
+    monkeypatch.setattr(barlow.run, "LINES", 10)
+    on(long, 3)
+    with monkeypatch.context() as patch:  # another length, and killed before its first line
+        patch.setattr(barlow.run, "train", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(long.replace(steps=10), allow=["steps"], quiet=True)
+    for steps, to in ((10, 5), (30, 8), (20, 11), (60, 16), (17, 17)):
+        on(long.replace(steps=steps), to) if to < steps else pretrain(
+            long.replace(steps=17), allow=["steps"], quiet=True
+        )
+    assert "lacks lines" not in events(Path(tiny().out or "")) + events(Path(long.out or ""))
+
+
+def test_a_config_that_was_cut_off_says_where_its_text_is(tiny: Make) -> None:
+    """Kills: "other settings" as the word for half a config.toml, and the same command again as the remedy."""
+    run = stopped_at(tiny(), 3)
+    file, where = run / "config.toml", 'checkpoints/step-…/state.json under "settings"'
+    began = file.read_text()
+    for cut, words in ((began[: began.index("projector")], "lacks projector, "), ("", "lacks projector, "),
+                       (began[: began.index("projector") + 14], "is not TOML")):  # fmt: skip
+        file.write_text(cut)
+        for again in ({"config": tiny()}, {"config": Config(out=str(run)), "resume": True}):
+            with pytest.raises(UserError, match=f"{words}.*{where}"):
+                pretrain(**again, quiet=True)  # type: ignore[arg-type]
+    file.unlink()
+    for again in ({"config": tiny()}, {"config": Config(out=str(run)), "resume": True}):
+        with pytest.raises(UserError, match=f"config.toml is gone: bring it back .*{where}"):
+            pretrain(**again, quiet=True)  # type: ignore[arg-type]
+    file.write_text(json.loads((run / "checkpoints" / "step-000000003" / "state.json").read_text())["settings"])
+    assert file.read_text() == began
+
+
+def test_resume_and_another_out_are_refused(tiny: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    """Kills: --resume A --out B, which went on in A and left B out without a word."""
+    run = stopped_at(tiny(), 3)
+    with pytest.raises(SystemExit) as ended:
+        main(["pretrain", "--resume", str(run), "--out", f"{run}2"])
+    assert ended.value.code == 2
+    assert f"--resume {run} continues the run there, and --out {run}2 is another folder" in capsys.readouterr().err
+    assert saved(run) == 3
+    with pytest.raises(SystemExit) as ended:
+        main(["pretrain", "--resume", str(run), "--out", f"{run}/../run"])
+    assert ended.value.code == 0
+    assert saved(run) == 8
 
 
 def test_files_that_come_later_do_not_change_a_run(tiny: Make, tmp_path: Path) -> None:

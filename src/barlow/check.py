@@ -17,7 +17,7 @@ import numpy as np
 from barlow.convert import FULL, beyond, convert
 from barlow.cores import cores
 from barlow.decode import filled, mode_kind
-from barlow.duplicates import SIDE, groups, near_pairs, normalised, same, thumbnail
+from barlow.duplicates import SIDE, SOME, near_groups, near_partners, normalised, same, thumbnail
 from barlow.errors import UserError
 from barlow.guard import BadImage
 from barlow.images import Images, Source, open_images
@@ -82,17 +82,33 @@ def look(images: Images) -> Looked:
         except BadImage as bad:
             out.reasons[i] = bad.reason
             return
-        pixels = array.reshape(-1, c)
         out.digests[i] = _digest(images, i, array)
         out.small[i] = np.rint(thumbnail(array) * (255 / full))
-        out.mean[i] = pixels.mean(0, dtype=np.float64) / full
-        out.square[i] = np.square(pixels, dtype=np.float64).mean(0) / full**2
-        out.constant[i] = (np.ptp(pixels, 0) <= FLAT * full).all()
-        out.grey[i] = c == 3 and (np.ptp(pixels, 1) <= FLAT * full).all()
+        out.mean[i], out.square[i], out.constant[i], out.grey[i] = measured(array)
 
     for _ in in_threads(one, n, "looking at images", cores(), 8):
         pass
     return out
+
+
+def measured(array: Array) -> tuple[Array, Array, bool, bool]:
+    """(mean, mean of the squares) of each channel of (h, w, c), float64 shares of the full range; whether all of them
+    are constant; whether they are three that are equal.
+
+    ``SOME`` numbers at a time, so that a large image is not copied. Of whole numbers the sums are exact.
+    """
+    rows, full = array.reshape(-1, array.shape[2]), FULL[array.dtype.name]
+    step = max(1, SOME // rows.shape[1])
+    sums, grey = np.zeros((2, rows.shape[1])), rows.shape[1] == 3
+    least, most = rows[0], rows[0]
+    for at in range(0, len(rows), step):
+        planes = np.ascontiguousarray(rows[at : at + step].T)  # along a channel numpy is many times faster
+        least, most = np.minimum(least, planes.min(1)), np.maximum(most, planes.max(1))
+        grey = grey and bool((planes.max(0) - planes.min(0) <= FLAT * full).all())
+        real = planes.astype(np.float64)
+        sums += real.sum(1), np.square(real, out=real).sum(1)
+    mean, square = sums / len(rows)
+    return mean / full, square / full**2, bool((most - least <= FLAT * full).all()), grey
 
 
 def _digest(images: Images, i: int, array: Array) -> bytes:
@@ -177,8 +193,7 @@ def _compared(looked: Looked, without: set[int]) -> Array:
 
 def _near(looked: Looked, exact: list[list[int]]) -> list[list[int]]:
     chosen = _compared(looked, {i for group in exact for i in group[1:]})
-    pairs = near_pairs(normalised(looked.small[chosen]))
-    return groups((int(chosen[a]), int(chosen[b])) for a, b in pairs)
+    return [chosen[group].tolist() for group in near_groups(normalised(looked.small[chosen]))]
 
 
 def _leaks(a: Looked, b: Looked) -> Report:
@@ -186,7 +201,8 @@ def _leaks(a: Looked, b: Looked) -> Report:
     where = {digest: i for i, digest in enumerate(a.digests) if digest}
     exact = {j: where[digest] for j, digest in enumerate(b.digests) if digest in where}
     ours, theirs = _compared(a, set()), _compared(b, set(exact))
-    near = {int(theirs[j]): int(ours[i]) for i, j in near_pairs(normalised(a.small[ours]), normalised(b.small[theirs]))}
+    partners = near_partners(normalised(a.small[ours]), normalised(b.small[theirs]))
+    near = {int(theirs[j]): int(ours[i]) for j, i in partners.items()}
 
     def pairs(found: dict[int, int]) -> Report:
         return _named([f"{a.images.key(i)} = {b.images.key(j)}" for j, i in sorted(found.items())])

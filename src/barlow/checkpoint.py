@@ -18,23 +18,29 @@ import platform
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from barlow import __version__
 from barlow.console import say
-from barlow.errors import NumbersError, UserError
+from barlow.errors import NumbersError, Stopped, UserError
 from barlow.files import atomic_write, digest, sweep, sync_folder, write_synced
 from barlow.manifest import FILE, FOLDER, FORMAT, read_json, read_manifest, seal
 from barlow.tensorfile import HostCopy, host_copy, is_finite, read_tensors, restride, tensor_blocks
 
 LEFT_OVER = re.compile(r"\.(writing|deleting)-.*|\.(latest|best)\..*\.tmp")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MISSING = (FileNotFoundError, NotADirectoryError)  # of all that reading can meet, these are damage and do not pass
+WAITS = (0.05, 0.25, 1.0)  # seconds before the second, third and fourth try
+
+T = TypeVar("T")
 
 
 class SaveFailed(OSError):
@@ -147,12 +153,32 @@ def save_failed(what: str, folder: Path, error: OSError) -> SaveFailed:
 def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
     """Reads one checkpoint folder, checking every name, size and sha256 first. No code can run from it.
 
-    Raises UserError when it is incomplete, damaged, not finite or not one of ours.
+    Raises UserError when it is incomplete, damaged, not finite or not one of ours; Stopped when the disk fails.
     """
-    manifest = read_manifest(path)
-    tensors = {key: tensor.to(device, copy=True) for key, tensor in read_contents(path, manifest)}
-    tensors.update({name: tensors[other] for name, other in manifest["aliases"].items()})
-    return Checkpoint(manifest["step"], tensors, read_json(path / "state.json"))
+
+    def read() -> Checkpoint:
+        manifest = read_manifest(path)
+        tensors = {key: tensor.to(device, copy=True) for key, tensor in read_contents(path, manifest)}
+        tensors.update({name: tensors[other] for name, other in manifest["aliases"].items()})
+        return Checkpoint(manifest["step"], tensors, read_json(path / "state.json"))
+
+    return patiently(read, path)
+
+
+def patiently(read: Callable[[], T], path: Path) -> T:
+    """``read()`` of something below ``path``. A fault of a disk or a network (not ``MISSING``) is tried again, then
+    raised as Stopped: a checkpoint that cannot be read just now is not damaged."""
+    for wait in (*WAITS, None):
+        try:
+            return read()
+        except MISSING:
+            raise
+        except OSError as error:
+            if wait is None:
+                reason = error.strerror or error
+                raise Stopped(f"{path} cannot be read now ({reason}): give the same command again") from error
+            time.sleep(wait)
+    raise AssertionError
 
 
 def verify(path: Path) -> None:
@@ -187,29 +213,43 @@ def candidates(folder: Path) -> list[Path]:
 
 
 def names(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    try:
+        return [path.name for path in folder.iterdir()]
+    except MISSING:
+        return []
 
 
 def latest(folder: Path) -> Path | None:
     """The newest checkpoint that is complete and undamaged, read from end to end; None when there is none.
 
     For each newer one that is not, the reason is said. The file ``latest`` is not asked: the folders say it.
+    Raises Stopped when one cannot be read now: an older one in its place would be another run from there on.
     """
-    for path in candidates(folder):
+    there = patiently(lambda: candidates(folder), folder)
+    for path in there:
         try:
-            verify(path)
-        except (UserError, OSError) as error:
-            say(f"barlow: {error}; trying the checkpoint before it")
+            patiently(partial(verify, path), path)
+        except (UserError, *MISSING) as error:
+            say(f"barlow: {error}" + ("; trying the checkpoint before it" if path != there[-1] else ""))
         else:
             return path
     return None
+
+
+def set_aside(folder: Path, newest: Path) -> None:
+    """Takes the names from the checkpoints newer than ``newest``, which are damaged: a run that goes on from there must
+    not meet them again as its newest. The next save deletes them."""
+    there = candidates(folder)
+    for path in there[: there.index(newest)]:
+        path.rename(folder / f".deleting-{path.name}-{secrets.token_hex(4)}")
 
 
 def keep(folder: Path, *, last: int, every: int | None = None, best: int | None = None) -> list[Path]:
     """Deletes checkpoints once the newest has been read back whole; returns those deleted.
 
     Kept: the newest ``last``, every step that ``every`` divides, the step ``best``, and all that is newer than the
-    newest undamaged one. With nothing undamaged nothing is deleted. Raises SaveFailed when the disk does not obey.
+    newest undamaged one. With nothing undamaged nothing is deleted. Raises SaveFailed when the disk does not obey, and
+    Stopped as ``latest`` does.
     """
     newest = latest(folder)
     if newest is None:

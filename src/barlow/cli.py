@@ -54,10 +54,10 @@ def pretrain(
     given = settings or Config()
     if config is not None:
         given = merge(read_toml(config), given)
-    if resume is not None:
-        given = given.replace(out=str(resume))
     from barlow import run
+    from barlow.resume import in_folder
 
+    given = in_folder(given, resume, settings.out if settings else None)
     if replay is not None:
         run.replay(replay)
     else:

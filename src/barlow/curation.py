@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from barlow.progress import progress
+
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
@@ -77,11 +79,16 @@ def nearest(z: Floats, k: int) -> tuple[Ints, Floats]:
     """(n, k) numbers of the nearest other rows and their distances, nearest first; block by block, n²d operations."""
     near, distance = np.empty((len(z), k), np.int64), np.empty((len(z), k), np.float32)
     square = np.square(z).sum(axis=1)
-    for at in range(0, len(z), BLOCK):
+    starts = range(0, len(z), BLOCK)
+    for at in progress(starts, "comparing features, block by block", len(starts)):
         part = z[at : at + BLOCK]
-        far = square[at : at + BLOCK, None] + square - 2 * (part @ z.T)
+        far, twice = square[at : at + BLOCK, None] + square, part @ z.T
+        twice *= 2
+        far -= twice
+        del twice
         far[np.arange(len(part)), at + np.arange(len(part))] = np.inf
-        chosen = np.argpartition(far, k - 1, axis=1)[:, :k]
+        # row by row: the numbers of a whole block would take twice its memory
+        chosen = np.stack([np.argpartition(row, k - 1)[:k] for row in far])
         exact = np.linalg.norm(z[chosen] - part[:, None], axis=2)  # the squares above cancel between copies
         order = np.lexsort((chosen, exact), axis=1)  # ties by number: the same answer everywhere
         near[at : at + BLOCK] = np.take_along_axis(chosen, order, 1)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+
+from barlow.progress import progress
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -15,14 +17,21 @@ SIDE = 16  # of a thumbnail
 ALIKE = 0.995  # correlation: copies saved as JPEG of quality 15, halved or brightened by a fifth lie above it
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601-2
 FLAT = 1.0  # standard deviation (of 255) below which a thumbnail shows nothing that could be compared
-BLOCK = 2048
+BLOCK = 1024  # rows that are compared at a time
+SOME = 1 << 18  # numbers of an image that are computed with at a time: in cache, and no copy of a large image
 
 
 def thumbnail(image: Array) -> Array:
     """(h, w, c) of any kind → (SIDE, SIDE) floats: luma of three channels (which JPEG keeps best), the mean of others,
     averaged over the cells of a grid."""
-    grey = image.astype(np.float32) @ LUMA if image.shape[2] == 3 else image.mean(2, dtype=np.float32)
-    return _averaged(_averaged(grey).T).T
+    step = max(1, SOME // (image.shape[1] * image.shape[2]))
+    narrow = [_averaged(_grey(image[at : at + step]).T) for at in range(0, len(image), step)]  # (SIDE, step) each
+    return _averaged(np.concatenate(narrow, axis=1).T)
+
+
+def _grey(image: Array) -> Floats:
+    grey: Floats = image.astype(np.float32) @ LUMA if image.shape[2] == 3 else image.mean(2, dtype=np.float32)
+    return grey
 
 
 def _averaged(rows: Array) -> Array:
@@ -48,37 +57,47 @@ def normalised(thumbnails: Array) -> Floats:
     return unit
 
 
-def near_pairs(a: Floats, b: Floats | None = None) -> Iterator[tuple[int, int]]:
-    """Pairs (i, j) of rows of ``a`` and ``b`` that correlate to ALIKE or more; without ``b`` pairs i < j within ``a``.
-
-    Every pair is compared, block by block: 50,000 rows take some seconds and 16 MB.
-    """
+def _blocks(a: Floats, b: Floats | None = None) -> Iterator[tuple[int, int, Array]]:
+    """(i, j, bool array), block by block, with progress: which rows of ``a`` from i on correlate to ALIKE or more with
+    which of ``b`` from j on; without ``b`` of ``a`` itself, the blocks with j >= i."""
     other = a if b is None else b
-    for i in range(0, len(a), BLOCK):
-        for j in range(0 if b is not None else i, len(other), BLOCK):
-            rows, columns = np.nonzero(a[i : i + BLOCK] @ other[j : j + BLOCK].T >= ALIKE)
-            for row, column in zip((rows + i).tolist(), (columns + j).tolist(), strict=True):
-                if b is not None or row < column:
-                    yield row, column
+    starts = [(i, j) for i in range(0, len(a), BLOCK) for j in range(i if b is None else 0, len(other), BLOCK)]
+    for i, j in progress(starts, "comparing images, block by block", len(starts)):
+        yield i, j, a[i : i + BLOCK] @ other[j : j + BLOCK].T >= ALIKE
 
 
-def groups(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
-    """The connected groups of the pairs, each sorted, in the order of their first members."""
-    leader: dict[int, int] = {}
+def near_groups(a: Floats) -> list[list[int]]:
+    """The groups of rows that are joined by pairs that correlate to ALIKE or more, each sorted, in the order of their
+    first members.
 
-    def find(i: int) -> int:
-        while leader.setdefault(i, i) != i:
-            leader[i] = leader[leader[i]]
-            i = leader[i]
-        return i
+    Every pair is compared: 50,000 rows take about half a minute. The memory is that of a block, 60 MB where all of its
+    rows are alike.
+    """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
 
-    for i, j in pairs:
-        first, second = sorted((find(i), find(j)))
-        leader[second] = first
-    members: dict[int, list[int]] = defaultdict(list)
-    for i in sorted(leader):
-        members[find(i)].append(i)
-    return [members[k] for k in sorted(members)]
+    n = len(a)
+    label = np.arange(n)  # rows that are known to be joined have the same
+    for i, j, alike in _blocks(a):
+        row, column = np.nonzero(alike)
+        row, column = label[i + row], label[j + column]
+        new = row != column
+        if new.any():
+            graph = coo_matrix((np.ones(int(new.sum()), bool), (row[new], column[new])), shape=(n, n))
+            label = connected_components(graph, directed=False)[1][label]
+    order = np.argsort(label, kind="stable")
+    found = np.split(order, np.flatnonzero(np.diff(label[order])) + 1)
+    return sorted(group.tolist() for group in found if len(group) > 1)
+
+
+def near_partners(a: Floats, b: Floats) -> dict[int, int]:
+    """For the rows of ``b`` that correlate to ALIKE or more with rows of ``a``: the last one of these."""
+    partner = np.full(len(b), -1)
+    for i, j, alike in _blocks(a, b):
+        last = i + len(alike) - 1 - np.argmax(alike[::-1], axis=0)
+        part = partner[j : j + BLOCK]
+        np.copyto(part, last, where=alike.any(0))
+    return {int(j): int(partner[j]) for j in np.flatnonzero(partner >= 0)}
 
 
 def same(hashes: list[bytes]) -> list[list[int]]:

@@ -19,7 +19,7 @@ from barlow.console import say
 from barlow.convert import convert
 from barlow.crops import UNIT, in_unit
 from barlow.encoder import Encoder, load_encoder
-from barlow.errors import UserError
+from barlow.errors import DataError, UserError
 from barlow.files import atomic_write, check_output, keep_foreign
 from barlow.guard import BadImage
 from barlow.images import Images, open_images
@@ -167,6 +167,7 @@ def embed_to_file(run: str | Path, images: Any, output: str | Path, *, batch_siz
     ``.parquet``: columns ``path`` (string) and ``embedding`` (fixed-size list of float32).
     ``.npy``: float32 (n, features), with the paths beside it in a text file of the same name, one a line.
     The file appears when it is complete, in place of one that was written so before; any other is left, with UserError.
+    DataError where not one image can be used.
     """
     writers = {".parquet": _write_parquet, ".npy": _write_npy}
     output = check_output(output)
@@ -179,6 +180,8 @@ def embed_to_file(run: str | Path, images: Any, output: str | Path, *, batch_siz
     beside = output.with_name(f".{output.name}.{secrets.token_hex(4)}.tmp")
     try:
         count = writers[output.suffix](beside, output, embed_images(encoder, source, batch_size), encoder, len(source))
+        if not count:
+            raise DataError(f"none of the {len(source):,} images can be used; each is named above with its reason")
         beside.replace(output)
     finally:
         beside.unlink(missing_ok=True)
@@ -238,5 +241,6 @@ def _write_npy(path: Path, output: Path, rows: Rows, encoder: Encoder, total: in
         kept = np.array(out[:count])
         with path.open("wb") as file:
             np.save(file, kept)
-    atomic_write(output.with_suffix(".txt"), "".join(name.replace("\n", "\\n") + "\n" for name in names))
+    if count:
+        atomic_write(output.with_suffix(".txt"), "".join(name.replace("\n", "\\n") + "\n" for name in names))
     return count

@@ -213,7 +213,7 @@ def load_encoder(path: str | Path, model: nn.Module | None = None) -> Encoder:
 
 
 def untrained(path: str | Path, seed: int) -> Encoder:
-    """The same architecture as ``load_encoder(path)`` with the weights that ``seed`` gave it before training."""
+    """The same architecture as ``load_encoder(path)`` with random weights by ``seed``, also where timm's began it."""
     folder = encoder_folder(path)
     config = read_config(folder)
     with bounded(folder / WEIGHTS):

@@ -20,7 +20,7 @@ from barlow.files import atomic_write
 from barlow.launch import requeue
 from barlow.prepare import Ready
 from barlow.readers import WorkerLost
-from barlow.report import write_report
+from barlow.report import draw_report
 from barlow.resources import explain_out_of_memory, is_out_of_memory, peak_memory
 from barlow.runlog import jsonable
 from barlow.session import Session, usual_cause
@@ -62,12 +62,16 @@ def trouble(session: Session, error: Exception) -> Exception:
 def collapse(session: Session) -> NumbersError:
     """What to tell someone whose run stops because it collapsed; the report shows the evidence."""
     saved, out = session.settle(), session.parts.config.out
+    evidence = f"The evidence is in {out}/report.html."
     if session.run:
-        write_report(session.run.folder)
+        try:
+            draw_report(session.run.folder)
+        except OSError as error:
+            session.warn(f"the report could not be written: {error.strerror or error}")
+            evidence = f"barlow report {in_shell(out)} draws the evidence once there is room."
     return NumbersError(
         f"Stopped after step {session.step:,} of {session.steps:,}, {kept(session, saved)}: {session.watch.collapsed} "
-        f"The evidence is in {out}/report.html. "
-        f"To go on all the same: barlow pretrain --resume {in_shell(out)} --no-stop-on-collapse"
+        f"{evidence} To go on all the same: barlow pretrain --resume {in_shell(out)} --no-stop-on-collapse"
     )
 
 

@@ -10,7 +10,7 @@ class UserError(ValueError):
 
 
 class DataError(RuntimeError):
-    """The images cannot be used (too many unreadable, none usable). Exit code 3."""
+    """The images cannot be used (too many, or all, are broken). Exit code 3."""
 
     exit_code = 3
 

@@ -9,7 +9,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +33,8 @@ from barlow.kinds import as_path, as_whole
 from barlow.labelled import Labelled, divided, open_labelled
 from barlow.mistakes import named, pictures, worst_mistakes
 from barlow.pairs import ENDINGS_OF_TABLES, path_columns, read_table
-from barlow.progress import progress
+from barlow.probe import Tell, headed
+from barlow.progress import PLAIN_EVERY, duration, on_terminal
 from barlow.runlog import write_arrays
 
 Floats = NDArray[np.float32]
@@ -37,7 +42,6 @@ Ints = NDArray[np.int64]
 
 K, TEMPERATURE = 20, 0.07
 SHARES, DRAWS = (0.01, 0.1), 5
-CONFUSION_CLASSES = 100  # with more the confusion matrix is left out
 UNITS = {"classes": "accuracy", "labels": "mean average precision", "values": "R²"}
 PIXELS_COLUMN = "raw pixels"
 
@@ -53,7 +57,7 @@ class Judged(NamedTuple):
     mistakes: list[dict[str, Any]] | None = None  # see ``worst_mistakes``
 
 
-Protocol = Callable[[Floats, Floats], Judged]  # of the features for training and for testing
+Protocol = Callable[[Floats, Floats, Tell], Judged]  # of the features for training and for testing
 
 
 def evaluate(
@@ -138,7 +142,7 @@ def compare(
     targets = labelled.targets.values[train], labelled.targets.values[test]
     kind, names = labelled.targets.kind, labelled.targets.names
     judges = _of_classes(*targets, names, seed) if kind == "classes" else _of_numbers(*targets, kind, seed)
-    found = [(protocol, name, judges[protocol](*parts[name])) for protocol, name in _jobs(judges, parts)]
+    found = _found(judges, parts)
     if fine_tune:
         for protocol, name, used, answers in fine_tuned_answers(labelled, encoders, train, test, seed, batch_size):
             found.append((protocol, name, _of_answers(answers, targets[1], names, used)))
@@ -177,9 +181,40 @@ def _refuse(labelled: Labelled, train: NDArray[np.bool_], test: NDArray[np.bool_
         raise UserError(f"no training image of class {names[lost[0]]} can be used, but test images of it are there")
 
 
-def _jobs(judges: Mapping[str, Protocol], parts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Every protocol on every column."""
-    return progress([(protocol, name) for name in parts for protocol in judges], "protocols", len(judges) * len(parts))
+def _found(judges: Mapping[str, Protocol], parts: Mapping[str, Any]) -> list[tuple[str, str, Judged]]:
+    """What every protocol says of every column; how far it is and what the one at work does is shown meanwhile."""
+    jobs, found = [(protocol, name) for name in parts for protocol in judges], []
+    with _shown() as tell:
+        for done, (protocol, name) in enumerate(jobs):
+            tell_job = headed(tell, f"protocols: {done} of {len(jobs)} done · {protocol}, {name}")
+            train, test = parts[name]
+            found.append((protocol, name, judges[protocol](train, test, tell_job)))
+    return found
+
+
+@contextmanager
+def _shown() -> Iterator[Tell]:
+    """Shows what is said within: the live line on a terminal, elsewhere a plain line every ``PLAIN_EVERY`` seconds."""
+    live, start = on_terminal(), time.monotonic()
+    shown = start
+
+    def tell(text: str) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if now - shown < (0.1 if live else PLAIN_EVERY):
+            return
+        shown = now
+        text = f"{text} · {duration(now - start)} so far"
+        if live:
+            text = text[: shutil.get_terminal_size().columns - 1]
+        with suppress(OSError, ValueError):  # nobody listens any more: the job goes on
+            print(f"\r\033[K{text}" if live else text, end="" if live else "\n", file=sys.stderr, flush=True)
+
+    try:
+        yield tell
+    finally:
+        if live and shown > start:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def _table_of(found: Sequence[tuple[str, str, Judged]], unit: str) -> dict[str, Any]:
@@ -202,27 +237,27 @@ def _table_of(found: Sequence[tuple[str, str, Judged]], unit: str) -> dict[str, 
 
 def _of_answers(answers: Ints, truth: Ints, names: list[str], used: int) -> Judged:
     interval = scores.wilson(int((answers == truth).sum()), len(truth))
-    return Judged(scores.accuracy(truth, answers), used, interval, detail=_detail(truth, answers, names))
+    return Judged(scores.accuracy(truth, answers), used, interval, detail=scores.detail(truth, answers, names))
 
 
 def _of_classes(labels: Ints, truth: Ints, names: list[str], seed: int) -> Mapping[str, Protocol]:
     def judged(answers: Ints) -> Judged:
         return _of_answers(answers, truth, names, len(labels))
 
-    def knn(train: Floats, test: Floats) -> Judged:
+    def knn(train: Floats, test: Floats, tell: Tell) -> Judged:
         votes = protocols.neighbour_votes(
-            train, labels, test, k=min(K, len(labels)), temperature=TEMPERATURE, classes=len(names)
+            train, labels, test, k=min(K, len(labels)), temperature=TEMPERATURE, classes=len(names), tell=tell
         )
         return judged(votes.answers)._replace(mistakes=worst_mistakes(votes, truth))
 
-    def even(train: Floats, test: Floats) -> Judged:
-        return knn(*protocols.whitened(train, test))._replace(mistakes=None)
+    def even(train: Floats, test: Floats, tell: Tell) -> Judged:
+        return knn(*protocols.whitened(train, test), tell)._replace(mistakes=None)
 
-    def linear(train: Floats, test: Floats) -> Judged:
-        return judged(protocols.linear_probe(train, labels, test, seed=seed))
+    def linear(train: Floats, test: Floats, tell: Tell) -> Judged:
+        return judged(protocols.linear_probe(train, labels, test, seed=seed, tell=tell))
 
-    def few(share: float, train: Floats, test: Floats) -> Judged:
-        found = protocols.few_labels(train, labels, test, truth, share=share, draws=DRAWS, seed=seed)
+    def few(share: float, train: Floats, test: Floats, tell: Tell) -> Judged:
+        found = protocols.few_labels(train, labels, test, truth, share=share, draws=DRAWS, seed=seed, tell=tell)
         return Judged(found.mean, found.labels, (found.low, found.high), found.draws)
 
     shares = {f"{share * 100:g} % of labels": partial(few, share) for share in SHARES}
@@ -230,28 +265,15 @@ def _of_classes(labels: Ints, truth: Ints, names: list[str], seed: int) -> Mappi
 
 
 def _of_numbers(targets: NDArray[Any], truth: NDArray[Any], kind: str, seed: int) -> Mapping[str, Protocol]:
-    def linear(train: Floats, test: Floats) -> Judged:
+    def linear(train: Floats, test: Floats, tell: Tell) -> Judged:
         if kind == "values":
-            value = scores.r2(truth, protocols.ridge(train, targets, test, seed=seed))
+            value = scores.r2(truth, protocols.ridge(train, targets, test, seed=seed, tell=tell))
         else:
-            value = scores.mean_average_precision(truth, protocols.multi_label_probe(train, targets, test, seed=seed))
-        return Judged(_or_none(value), len(targets))
+            found = protocols.multi_label_probe(train, targets, test, seed=seed, tell=tell)
+            value = scores.mean_average_precision(truth, found)
+        return Judged(None if math.isnan(value) else value, len(targets))
 
     return {"linear": linear}
-
-
-def _detail(truth: Ints, answers: Ints, names: list[str]) -> dict[str, Any]:
-    counts = scores.confusion(truth, answers, len(names))
-    rows = [{"class": name} | row._asdict() for name, row in zip(names, scores.per_class(counts), strict=True)]
-    return {
-        "balanced_accuracy": scores.balanced_accuracy(truth, answers, len(names)),
-        "per_class": [{key: _or_none(value) for key, value in row.items()} for row in rows],
-        "confusion": counts.tolist() if len(names) <= CONFUSION_CLASSES else None,
-    }
-
-
-def _or_none(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def table(result: Mapping[str, Any]) -> str:

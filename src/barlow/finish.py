@@ -9,7 +9,7 @@ from barlow.card import write_card
 from barlow.console import WORD, in_shell, say
 from barlow.encoder import save_encoder
 from barlow.errors import Stopped
-from barlow.report import write_report
+from barlow.report import draw_report
 from barlow.session import Session
 
 
@@ -25,6 +25,8 @@ def write_results(session: Session, folder: Path, quiet: bool) -> None:
     if not session.settle():
         raise Stopped(f"All {session.steps:,} steps are done, but the last checkpoint could not be written. "
                       f"Make room for it in {folder}, then: barlow pretrain --resume {in_shell(folder)}")  # fmt: skip
+    if session.quarantine:
+        session.quarantine.append(last=True)
     parts, config = session.parts, session.parts.config
     assert config.encoder
     try:
@@ -38,7 +40,7 @@ def write_results(session: Session, folder: Path, quiet: bool) -> None:
                 origin={"images": config.images, "steps": session.step, "seed": config.seed, "value_range": span,
                         "value_dtype": images.dtype if span else None},
             )  # fmt: skip
-        report = write_report(folder)
+        report = draw_report(folder)
         for name in ("encoder", "encoder_b")[: len(parts.network.encoders)]:
             write_card(folder / name)
     except OSError as error:

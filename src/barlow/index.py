@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,26 +37,33 @@ ITS_PARTNER = "its partner: "  # before the reason why the other image of a pair
 COLUMNS = ("path", "bytes", "modified", "width", "height", "mode", "status")
 WORDS = pa.dictionary(pa.int32(), pa.string())
 METADATA = b"barlow"
+REMEDY = "bring it back, or let --allow index make a new one of the images that are there now"
+SHORT = 0.2  # seconds that a chunk may take: longer ones would come all at once after a long silence
 READERS = 16  # threads: over a network the wait for each file is what takes the time, so more than cores
 
 
 def in_threads(function: Callable[[int], T], count: int, what: str, workers: int = 0, chunk: int = 64) -> Iterator[T]:
     """``function(0)``, ``function(1)`` … in order, computed in threads (0: one a core) a bounded way ahead, with
-    progress."""
+    progress. A thread computes up to ``chunk`` at a time, and no more than take it about ``SHORT``."""
     workers = workers or cores()
 
-    def some(start: int) -> list[T]:
-        return [function(k) for k in range(start, min(start + chunk, count))]
+    def some(start: int, end: int) -> tuple[list[T], float]:
+        begin = time.monotonic()
+        return [function(k) for k in range(start, end)], (time.monotonic() - begin) / (end - start)
 
     def all_of_them() -> Iterator[T]:
-        waiting: deque[Future[list[T]]] = deque()
+        waiting: deque[Future[tuple[list[T], float]]] = deque()
+        at, many = 0, 1
         try:
-            for start in range(0, count, chunk):
-                waiting.append(pool.submit(some, start))
-                if len(waiting) > 2 * workers:
-                    yield from waiting.popleft().result()
-            while waiting:
-                yield from waiting.popleft().result()
+            while at < count or waiting:
+                if at < count:
+                    end = min(at + many, count)
+                    waiting.append(pool.submit(some, at, end))
+                    at = end
+                if at == count or len(waiting) > 2 * workers:
+                    made, each = waiting.popleft().result()
+                    many = min(chunk, max(1, int(SHORT / max(each, 1e-9))))
+                    yield from made
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -153,7 +161,7 @@ def read(path: Path) -> tuple[pa.Table, dict[str, Any]]:
         rows = pq.read_table(path, memory_map=False)
         settings = json.loads((rows.schema.metadata or {})[METADATA])
     except (OSError, pa.ArrowInvalid, KeyError, ValueError) as error:
-        raise UserError(f"{path} is not an index of images ({error}): delete it to make a new one") from None
+        raise UserError(f"{path} is not an index of images ({error}): {REMEDY}") from None
     if missing := set(COLUMNS) - set(rows.column_names):
-        raise UserError(f"{path} lacks the columns {', '.join(sorted(missing))}: delete it to make a new one")
+        raise UserError(f"{path} lacks the columns {', '.join(sorted(missing))}: {REMEDY}")
     return rows.replace_schema_metadata(None).combine_chunks(), settings

@@ -27,11 +27,13 @@ def seal(manifest: Mapping[str, object]) -> str:
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a checkpoint, checked against the names, kinds and sizes of the files (not yet their content).
 
-    Keys: format, step, files (name → bytes, sha256), strides, aliases, versions. Raises UserError with the reason.
+    Keys: format, step, files (name → bytes, sha256), strides, aliases, versions. Raises UserError with the reason, and
+    OSError where the disk fails: ``exists`` would take that for an absent file.
     """
-    if not (path / "manifest.json").exists():
-        raise UserError(f"{path} is not a complete checkpoint (it has no manifest.json)")
-    manifest = read_json(path / "manifest.json")
+    try:
+        manifest = read_json(path / "manifest.json")
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path} is not a complete checkpoint (it has no manifest.json)") from None
     if manifest.get("format") != FORMAT:
         raise UserError(f"{path} has checkpoint format {manifest.get('format')!r}, this barlow reads {FORMAT}")
     kinds = {"step": int, "files": dict, "strides": dict, "aliases": dict}

@@ -31,10 +31,14 @@ def build_encoder(name: str, arguments: Mapping[str, Any], *, channels: int, siz
     try:
         encoder = timm.create_model(name, pretrained=pretrained, **arguments)
         feature_count(encoder, (channels, size, size))
+    except OSError as error:  # those of the Hub are such
+        if not pretrained:
+            raise
+        raise UserError(f"timm's weights of {name} cannot be fetched: {first_line(error)}; connect this machine once, "
+                        "which keeps them, or leave --pretrained out.") from None  # fmt: skip
     except (TypeError, RuntimeError, AssertionError, ValueError, IndexError, KeyError) as error:
-        raise UserError(
-            f"The encoder {name} with {arguments} cannot take {channels} × {size} × {size}: {first_line(error)}"
-        ) from None
+        what = f"cannot take {channels} × {size} × {size}" + (", or weights of timm's" if pretrained else "")
+        raise UserError(f"The encoder {name} with {arguments} {what}: {first_line(error)}") from None
     return cast(nn.Module, encoder)
 
 

@@ -140,12 +140,13 @@ def _image_size(config: Config, found: Findings) -> tuple[int, str]:
 def _encoder(config: Config, found: Findings) -> tuple[str, str]:
     assert config.image_size is not None
     if found.device == "cpu":
-        return NARROW[0], "a narrow residual network, for a processor without GPU"
+        narrow = NARROW[0], "a narrow residual network, for a processor without GPU"
+        return ("resnet18", "a small network that timm has weights of") if config.pretrained else narrow
     return ("resnet18", "small images") if config.image_size <= 96 else ("resnet50", "the paper's encoder")
 
 
 def _encoder_args(config: Config, found: Findings) -> tuple[dict[str, Any], str]:
-    if found.device == "cpu" and config.encoder == NARROW[0]:
+    if found.device == "cpu" and config.encoder == NARROW[0] and not config.pretrained:
         return dict(NARROW[1]), "narrow layers: the most accurate of those tried in the same time"
     return {}, "timm's defaults"
 

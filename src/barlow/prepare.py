@@ -17,18 +17,20 @@ from barlow import ranks
 from barlow.batch_norm import exact_batch_norm
 from barlow.batches import Scale, Stream, split
 from barlow.cache import cached, plan_cache
+from barlow.check import measured
 from barlow.config import OWN, Config
-from barlow.convert import FULL
 from barlow.draws import IntArray
 from barlow.errors import UserError
 from barlow.held_out import HeldOut
 from barlow.images import Images
+from barlow.index import in_threads
 from barlow.launch import compute_in, share, use_threads
 from barlow.machine import machine
 from barlow.network import Twins, build_encoder, build_twins, model_arguments
 from barlow.optimise import build_optimizer
 from barlow.own import Own
 from barlow.plan import Choice, Findings
+from barlow.progress import progress
 from barlow.sources import shown
 from barlow.views import PRESETS, View
 
@@ -94,12 +96,16 @@ def look(images: Images, wanted: int | None = None) -> Findings:
 
 
 def moments(images: Images, chosen: IntArray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, standard deviation) of each channel over these images, in units of the full range."""
-    sums = np.zeros((2, images.channels))
-    for i in chosen.tolist():
-        pixels = images.read_or_replace(i, (LOOK, LOOK))[0].reshape(-1, images.channels).astype(np.float64)
-        pixels /= FULL[images.dtype]
-        sums += pixels.mean(0), np.square(pixels).mean(0)
+    """(mean, standard deviation) of each channel over these images, in units of the full range; with progress."""
+
+    def one(k: int) -> tuple[Any, Any]:
+        return measured(images.read_or_replace(int(chosen[k]), (LOOK, LOOK))[0])[:2]
+
+    what, places, sums = "measuring colours", range(len(chosen)), np.zeros((2, images.channels))
+    # in threads, but in the order of the images; a Dataset may not bear being read by threads
+    found = in_threads(one, len(chosen), what) if images.root else progress(map(one, places), what, len(chosen))
+    for both in found:
+        sums += both
     mean, square = sums / len(chosen)
     return _rounded(mean), _rounded(np.sqrt(np.maximum(square - mean**2, 1e-6)))
 
@@ -160,9 +166,9 @@ def views_of(config: Config) -> tuple[View, ...]:
     return tuple(rows)
 
 
-def ready(config: Config, fabric: Fabric, images: Images, own: Own = NONE) -> Ready:
+def ready(config: Config, fabric: Fabric, images: Images, own: Own = NONE, fresh: bool = True) -> Ready:
     """Builds all parts for a resolved ``config``. The initial weights depend on the seed alone; a module of one's own
-    brings those of its encoder."""
+    brings those of its encoder. ``fresh``: False where a checkpoint will bring all weights, and none are fetched."""
     assert config.seed is not None and config.batch_size and config.held_out and config.precision
     compute_in(fabric, config.precision)
     use_threads(config)
@@ -175,7 +181,7 @@ def ready(config: Config, fabric: Fabric, images: Images, own: Own = NONE) -> Re
     scales += [(config.mean_b, config.std_b)] if config.mean_b and config.std_b else []
     held_out = HeldOut(source, kept, scales=scales, device=fabric.device)
     torch.manual_seed(config.seed)
-    encoders, arguments = build_encoders(config, images, own)
+    encoders, arguments = build_encoders(config, images, own, fresh)
     network = build_twins(encoders, config.projector, shapes_of(config, images))
     layout = torch.preserve_format if images.shape else torch.channels_last
     network = network.to(fabric.device, memory_format=layout)  # type: ignore[call-overload]
@@ -210,15 +216,18 @@ def shapes_of(config: Config, images: Images) -> list[tuple[int, ...]]:
     return [first, second] if config.twins == "unshared" else [first]
 
 
-def build_encoders(config: Config, images: Images, own: Own = NONE) -> tuple[list[nn.Module], list[dict[str, Any]]]:
+def build_encoders(
+    config: Config, images: Images, own: Own = NONE, fresh: bool = True
+) -> tuple[list[nn.Module], list[dict[str, Any]]]:
     """(encoders, arguments by which timm builds each again): one for shared twins, two for unshared ones, with fresh
-    weights from torch's generator; of modules of one's own copies, and no arguments."""
+    weights from torch's generator, or timm's where the settings ask for them and the run is ``fresh``; of modules of
+    one's own copies, and no arguments."""
     assert config.encoder and isinstance(config.encoder_args, dict)
     name, arguments, shapes = config.encoder, config.encoder_args, shapes_of(config, images)
     if name.startswith(OWN):
         return own.modules(config, shapes), [{} for _ in shapes]
     sized = [(shape[0], shape[-1]) for shape in shapes]
-    pretrained = bool(config.pretrained)
+    pretrained = bool(config.pretrained) and fresh
     built = [build_encoder(name, arguments, channels=c, size=size, pretrained=pretrained) for c, size in sized]
     return built, [model_arguments(name, arguments, c, size) for c, size in sized]
 

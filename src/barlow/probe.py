@@ -1,12 +1,14 @@
 """Linear models with an L2 penalty on fixed features, by L-BFGS on all rows: classes, several labels, real values.
 
 The strength of the penalty is chosen on rows that are held back. Loss: mean over the rows + strength/2 ‖w‖², so the
-strength is 1/(n C) in the terms of scikit-learn. Features come as (n, d) float32 tensors, targets as (n, K).
+strength is 1/(n C) in the terms of scikit-learn. Features come as (n, d) float32 tensors, targets as (n, K), classes
+as (n,). Scores are held for a block of rows at a time, so that many classes of many rows fit into memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from typing import NamedTuple
 
 import torch
@@ -19,32 +21,51 @@ LONE = 10.0**-1.5  # where each class has but one label and nothing can be held 
 PATIENCE = 2  # strengths in a row without gain that end the search
 USUAL = 1.0  # and above, where many classes learn nothing yet: no gain there ends nothing
 SMALL = 1 << 19  # numbers; to fit fewer than that, a second thread costs more than it brings
+BLOCK = 1 << 22  # scores held at a time: 16 MB
 SEARCH, FINAL = (60, 1e-3), (100, 1e-5)  # L-BFGS: iterations, largest entry of the gradient
+
+Tell = Callable[[str], None]  # is told what a long job is at, often; who shows it decides how often
+
+
+def silent(_: str) -> None:
+    """Where nobody asks what the job is at."""
+
+
+def headed(tell: Tell, head: str) -> Tell:
+    """The same, with ``head`` in front of all that is said."""
+    return lambda text: tell(f"{head}, {text}")
 
 
 class Problem(NamedTuple):
-    """What a probe minimises; of scores (F, K, n) and targets (K, n)."""
+    """What a probe minimises; of scores (F, K, n), which it may overwrite, and targets (K, n), or (n,) for classes."""
 
     loss: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # each row's loss (F, n), its gradient by the scores
     curvature: float  # bound on the second derivative by the scores
 
 
-def probe(candidates: Sequence[tuple[Tensor, Tensor]], targets: Tensor, fold: Tensor, problem: Problem) -> Tensor:
-    """Scores (n, K) of test rows by the model fitted to all training rows.
+def probe(
+    candidates: Sequence[tuple[Tensor, Tensor]], targets: Tensor, fold: Tensor, problem: Problem, tell: Tell = silent
+) -> Iterator[Tensor]:
+    """Scores (b, K) of test rows by the model fitted to all training rows, block after block of them.
 
-    ``candidates``: the same rows for training and for testing, prepared in different ways. ``fold`` int64 (n,): the
-    training rows with the same number are held back together, those with -1 never; the way and the strength are those
-    with the lowest loss on held-back rows.
+    ``candidates``: the same rows for training and for testing, prepared in different ways. ``targets``: float32 (n, K),
+    for ``SOFTMAX`` int64 (n,), the classes. ``fold`` int64 (n,): the training rows with the same number are held back
+    together, those with -1 never; the way and the strength are those with the lowest loss on held-back rows.
     """
-    y, found = targets.T.contiguous(), []
+    y, found = (targets.T.contiguous() if targets.dim() > 1 else targets), []
     with threads(1 if candidates[0][0].numel() < SMALL else torch.get_num_threads()):
         for number, (train, _) in enumerate(candidates):
+            tell_way = headed(tell, f"preparation {number + 1} of {len(candidates)}") if len(candidates) > 1 else tell
+            tell_way("principal axes")
             x, axes, spread = principal(train)
-            found.append((*search(x, y, fold, spread, problem), number, (x, axes, spread)))
+            found.append((*search(x, y, fold, spread, problem, tell_way), number, (x, axes, spread)))
         _, strength, start, number, (x, axes, spread) = min(found, key=lambda f: (f[0], f[3]))
         weights = torch.full((1, x.shape[1]), 1 / x.shape[1])
-        w = fit(x, y, weights, strength, spread, start.mean(0, keepdim=True), problem, FINAL)[0]
-    return candidates[number][1] @ (axes @ w[:, :-1].T) + w[:, -1]
+        last = headed(tell, "all rows")
+        w = fit(x, y, weights, strength, spread, start.mean(0, keepdim=True), problem, FINAL, last)[0]
+    test, turned = candidates[number][1], axes @ w[:, :-1].T
+    for rows in _blocks(len(test), len(w)):
+        yield test[rows] @ turned + w[:, -1]
 
 
 def principal(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -64,19 +85,26 @@ def principal(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return out, axes, spread.clamp_min(0).float()
 
 
-def search(x: Tensor, y: Tensor, fold: Tensor, spread: Tensor, problem: Problem) -> tuple[float, float, Tensor]:
+def search(
+    x: Tensor, y: Tensor, fold: Tensor, spread: Tensor, problem: Problem, tell: Tell = silent
+) -> tuple[float, float, Tensor]:
     """(held-back loss, strength, weights (F, K, r+1)) of the best strength; all F folds are fitted at once, from strong
     to weak."""
-    w = x.new_zeros(1, len(y), len(x))
+    w = x.new_zeros(1, len(y) if y.dim() > 1 else int(y.max()) + 1, len(x))
     if fold.max() < 0:
         return 0.0, LONE, w
     held = torch.stack([fold == f for f in range(int(fold.max()) + 1)]).float()
     kept = (1 - held) / (1 - held).sum(1, keepdim=True)
     best, waited = (float("inf"), STRENGTHS[0], w), 0
     w = w.expand(len(held), -1, -1)
-    for strength in STRENGTHS:
-        w = fit(x, y, kept, strength, spread, w, problem, SEARCH)
-        loss = float((problem.loss(_scores(w, x), y)[0] * held).sum() / held.sum())
+    for number, strength in enumerate(STRENGTHS, 1):
+        tell_strength = headed(tell, f"strength {number} of {len(STRENGTHS)}")
+        w = fit(x, y, kept, strength, spread, w, problem, SEARCH, tell_strength)
+        parts = [
+            (problem.loss(_scores(w, x[:, rows]), y[..., rows])[0] * held[:, rows]).sum()
+            for rows in _blocks(len(fold), len(held) * w.shape[1])
+        ]
+        loss = float(sum(parts) / held.sum())
         if loss < best[0]:
             best, waited = (loss, strength, w), 0
         elif strength <= USUAL and (waited := waited + 1) == PATIENCE:
@@ -86,11 +114,12 @@ def search(x: Tensor, y: Tensor, fold: Tensor, spread: Tensor, problem: Problem)
 
 def fit(
     x: Tensor, y: Tensor, weights: Tensor, strength: float, spread: Tensor, start: Tensor,
-    problem: Problem, effort: tuple[int, float],
+    problem: Problem, effort: tuple[int, float], tell: Tell = silent,
 ) -> Tensor:  # fmt: skip
     """Weights (F, K, r+1) that minimise Σᵢ weightsᵢ lossᵢ + strength/2 ‖w‖² (not the intercept) in each of F problems.
 
-    x (r+1, n), y (K, n), weights (F, n). L-BFGS in units in which the bound on the curvature (Böhning 1992) is 1.
+    x (r+1, n), y (K, n) or (n,), weights (F, n). L-BFGS in units in which the bound on the curvature (Böhning
+    1992) is 1.
     """
     unit = torch.cat([problem.curvature * spread + strength, spread.new_tensor([problem.curvature])]).rsqrt()
     v = (start / unit).requires_grad_()
@@ -100,16 +129,29 @@ def fit(
         history_size=20, line_search_fn="strong_wolfe",
     )  # fmt: skip
 
+    blocks, passes = _blocks(x.shape[1], v.shape[0] * v.shape[1]), count(1)
+
     def objective() -> Tensor:
-        w = v.detach() * unit
-        losses, residual = problem.loss(_scores(w, x), y)
-        gradient = ((residual * weights[:, None]).flatten(0, 1) @ x.T).view_as(w)
-        gradient[..., :-1] += strength * w[..., :-1]
+        w, number = v.detach() * unit, next(passes)
+        total, gradient = strength / 2 * w[..., :-1].square().sum(), strength * w
+        gradient[..., -1] = 0
+        for rows in blocks:
+            tell(f"pass {number}")
+            losses, residual = problem.loss(_scores(w, x[:, rows]), y[..., rows])
+            residual *= weights[:, None, rows]
+            gradient += (residual.flatten(0, 1) @ x[:, rows].T).view_as(w)
+            total += (losses * weights[:, rows]).sum()
         v.grad = gradient * unit
-        return (losses * weights).sum() + strength / 2 * w[..., :-1].square().sum()
+        return total
 
     solver.step(objective)  # type: ignore[no-untyped-call]
     return v.detach() * unit
+
+
+def _blocks(n: int, columns: int) -> list[slice]:
+    """n rows cut so that ``columns`` numbers a row make no more than ``BLOCK``; 64 at least, or the products crawl."""
+    step = max(64, BLOCK // columns)
+    return [slice(start, start + step) for start in range(0, n, step)]
 
 
 def _scores(w: Tensor, x: Tensor) -> Tensor:
@@ -118,9 +160,11 @@ def _scores(w: Tensor, x: Tensor) -> Tensor:
 
 
 def _softmax(scores: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss of each row (F, n) and its gradient by the scores (F, K, n): one class of K."""
-    log_z = scores.logsumexp(1, keepdim=True)
-    return log_z[:, 0] - (scores * y).sum(1), (scores - log_z).exp_() - y
+    """Loss of each row (F, n) and its gradient by the scores (F, K, n): one class of K, y its number (n,)."""
+    log_z, own = scores.logsumexp(1, keepdim=True), y.expand(len(scores), 1, -1)
+    losses = (log_z - scores.gather(1, own))[:, 0]
+    residual = scores.sub_(log_z).exp_()
+    return losses, residual.scatter_add_(1, own, residual.new_full((1, 1, 1), -1.0).expand(own.shape))
 
 
 def _sigmoid(scores: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

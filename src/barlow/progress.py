@@ -48,7 +48,8 @@ def progress(items: Iterable[T], what: str, total: int) -> Iterator[T]:
             shown = now
             rate = done / (now - start)
             left = duration(max(total - done, 0) / rate)
-            text = f"{what}: {done:,} of {total:,} · {rate:,.0f}/s · {left} left"
+            speed = f"{rate:,.0f}/s" if rate >= 1 else f"{1 / rate:,.1f} s each"
+            text = f"{what}: {done:,} of {total:,} · {speed} · {left} left"
             if live:  # a line that is broken would be drawn again and again below itself
                 text = text[: shutil.get_terminal_size().columns - 1]
             with suppress(OSError, ValueError):  # nobody listens any more: the job goes on

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from barlow.probe import SIGMOID, SOFTMAX, SQUARES, probe
+from barlow.probe import SIGMOID, SOFTMAX, SQUARES, Tell, headed, probe, silent
 from barlow.scores import accuracy, t_interval
 
 Floats = NDArray[np.floating[Any]]
@@ -49,9 +49,10 @@ def knn(
 
 
 def neighbour_votes(
-    bank: Floats, bank_labels: Ints, queries: Floats, *, k: int, temperature: float, classes: int | None = None
-) -> Votes:
-    """What ``knn`` decides by; arguments as there."""
+    bank: Floats, bank_labels: Ints, queries: Floats, *, k: int, temperature: float, classes: int | None = None,
+    tell: Tell = silent,
+) -> Votes:  # fmt: skip
+    """What ``knn`` decides by; arguments as there. ``tell`` is told how many of the queries have been answered."""
     if not 1 <= k <= len(bank):
         raise ValueError(f"k must lie between 1 and the {len(bank)} rows of the bank, not {k}")
     columns = torch.nn.functional.normalize(_tensor(bank), dim=1).T
@@ -60,6 +61,7 @@ def neighbour_votes(
     unit, step = torch.nn.functional.normalize(_tensor(queries), dim=1), max(1, BLOCK // len(bank))
     blocks: list[tuple[Tensor, ...]] = []
     for start in range(0, len(unit), step):
+        tell(f"{start:,} of {len(unit):,} images")
         rows = unit[start : start + step]
         near, which = _nearest(rows @ columns, k)
         weights = ((near - near.amax(1, keepdim=True)).double() / temperature).exp()
@@ -93,36 +95,39 @@ def _nearest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return similarity.gather(1, which), which
 
 
-def linear_probe(train: Floats, train_labels: Ints, test: Floats, *, seed: int = 0) -> Ints:
+def linear_probe(train: Floats, train_labels: Ints, test: Floats, *, seed: int = 0, tell: Tell = silent) -> Ints:
     """Class of each row of ``test`` by multinomial logistic regression on ``train``, the encoder frozen.
 
     Features are standardised with mean and deviation of ``train``. The strength of the L2 penalty is the one of
     ``probe.STRENGTHS`` with the lowest log-loss on labels held back from ``train`` (stratified: five folds up to
     ``MANY`` labels, else a fifth, drawn by ``seed``); then all of ``train`` is fitted with it. The optimum is unique,
-    so only that split depends on the seed.
+    so only that split depends on the seed. ``tell`` is told which strength is being fitted.
     """
     basis = _basis(train, 0.0)
     labels = np.asarray(train_labels, np.int64)
-    return _classify([(basis(train), basis(test))], labels, seed)
+    return _classify([(basis(train), basis(test))], labels, seed, tell)
 
 
-def multi_label_probe(train: Floats, targets: NDArray[Any], test: Floats, *, seed: int = 0) -> Floats:
+def multi_label_probe(
+    train: Floats, targets: NDArray[Any], test: Floats, *, seed: int = 0, tell: Tell = silent
+) -> Floats:
     """Scores (n, c), higher is likelier, of c labels that do not exclude each other; ``targets`` (m, c) of 0 and 1.
 
     One logistic regression a label, one strength of the penalty for all, chosen as in ``linear_probe``.
     """
     basis, fold = _basis(train, 0.0), _folds(np.zeros(len(train), np.int64), seed)
-    return probe([(basis(train), basis(test))], _tensor(targets), fold, SIGMOID).numpy()
+    return torch.cat([*probe([(basis(train), basis(test))], _tensor(targets), fold, SIGMOID, tell)]).numpy()
 
 
-def ridge(train: Floats, targets: Floats, test: Floats, *, seed: int = 0) -> Floats:
+def ridge(train: Floats, targets: Floats, test: Floats, *, seed: int = 0, tell: Tell = silent) -> Floats:
     """Predictions (n, t), float64, of t real values, ``targets`` (m, t), by ridge regression; the penalty chosen by
     squared error on held-back rows. The targets are standardised in float64, so that no digits of them are lost."""
     basis, fold = _basis(train, 0.0), _folds(np.zeros(len(train), np.int64), seed)
     values = np.asarray(targets, np.float64)
     mean, deviation = values.mean(0), values.std(0)
     deviation[deviation == 0] = 1
-    answers = probe([(basis(train), basis(test))], _tensor((values - mean) / deviation), fold, SQUARES)
+    scaled = _tensor((values - mean) / deviation)
+    answers = torch.cat([*probe([(basis(train), basis(test))], scaled, fold, SQUARES, tell)])
     return np.asarray(answers.double().numpy() * deviation + mean)
 
 
@@ -137,8 +142,9 @@ class FewLabels(NamedTuple):
 
 
 def few_labels(
-    train: Floats, labels: Ints, test: Floats, test_labels: Ints, *, share: float = 0.01, draws: int = 5, seed: int = 0
-) -> FewLabels:
+    train: Floats, labels: Ints, test: Floats, test_labels: Ints, *, share: float = 0.01, draws: int = 5, seed: int = 0,
+    tell: Tell = silent,
+) -> FewLabels:  # fmt: skip
     """Linear probes on ``draws`` stratified samples of a share of the labels; each class keeps at least one.
 
     Mean, deviation and principal axes of the features come from all of ``train``: the images are there, only their
@@ -150,7 +156,8 @@ def few_labels(
     values, count = [], 0
     for draw in range(draws):
         rows = stratified(labels, share, np.random.default_rng([seed, draw]))
-        answers = _classify([(x[rows], x_test) for x, x_test in turned], labels[rows], seed)
+        tell_draw = headed(tell, f"draw {draw + 1} of {draws}")
+        answers = _classify([(x[rows], x_test) for x, x_test in turned], labels[rows], seed, tell_draw)
         values.append(accuracy(test_labels, answers))
         count = len(rows)
     return FewLabels(float(np.mean(values)), *t_interval(values), values, count)
@@ -201,9 +208,9 @@ def _basis(pool: Floats, power: float, most: int | None = None) -> Callable[[Flo
     return lambda x: (_tensor(x) - mean) / deviation @ turn
 
 
-def _classify(candidates: list[tuple[Tensor, Tensor]], labels: Ints, seed: int) -> Ints:
-    targets = torch.nn.functional.one_hot(torch.from_numpy(labels)).float()
-    return probe(candidates, targets, _folds(labels, seed), SOFTMAX).argmax(1).numpy()
+def _classify(candidates: list[tuple[Tensor, Tensor]], labels: Ints, seed: int, tell: Tell) -> Ints:
+    blocks = probe(candidates, torch.from_numpy(labels), _folds(labels, seed), SOFTMAX, tell)
+    return torch.cat([scores.argmax(1) for scores in blocks]).numpy()
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:

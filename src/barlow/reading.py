@@ -182,11 +182,14 @@ class Images:
         except BadImage as error:
             of = self.second if isinstance(error, BadPartner) and self.second else self
             bad = Bad(int(i), of.key(i), error.reason, of is not self)
+        tried = set[int]()
         for place in replacements(int(i), len(self) if among is None else len(among)):
             other = place if among is None else int(among[place])
             with contextlib.suppress(BadImage):
                 return read(other), other, bad
-        raise DataError(f"{bad.key} cannot be read ({bad.reason}), nor can {TRIES} others that were tried in its place")
+            tried.add(other)
+        count = len(tried - {int(i)})
+        raise DataError(f"{bad.key} cannot be read ({bad.reason}), nor can {count} more that were tried in its place")
 
 
 def replacements(i: int, length: int) -> list[int]:

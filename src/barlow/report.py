@@ -37,7 +37,7 @@ from barlow.health import diagnose, spectrum
 from barlow.judgement import evaluation_table
 from barlow.kinds import as_path
 from barlow.pictures import sheet, thumbnail
-from barlow.runlog import SNAPSHOT, parse, read_arrays, read_environment
+from barlow.runlog import SNAPSHOT, read_arrays, read_environment
 from barlow.story import cards, choices, health_charts, loss_charts, notes, overall
 
 Arrays = dict[str, NDArray[Any]]
@@ -67,12 +67,16 @@ def write_report(run: Path | str) -> Path:
     run = as_path(run, "a run")
     if not (run / "config.toml").is_file() and not (run / "metrics.jsonl").is_file():
         raise UserError(f"{run} is no run folder: it holds neither config.toml nor metrics.jsonl")
-    page = render(read_folder(run))
-    path = run / "report.html"
     try:
-        atomic_write(path, page.encode("utf-8", "replace"))
+        return draw_report(run)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot write {run / 'report.html'}: {error.strerror or error}") from error
+
+
+def draw_report(run: Path) -> Path:
+    """The same for a folder that is known to hold a run. Raises OSError when the disk does not take the page."""
+    path = run / "report.html"
+    atomic_write(path, render(read_folder(run)).encode("utf-8", "replace"))
     return path
 
 
@@ -231,16 +235,24 @@ def _held_out(path: Path) -> Arrays:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return _value(path.read_bytes())
+    except OSError:
         return None
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
     try:
-        return [value for line in path.read_bytes().splitlines(keepends=True) if (value := parse(line))]
+        lines = path.read_bytes().splitlines()
     except OSError:
         return []
+    return [value for line in lines if isinstance(value := _value(line), dict)]
+
+
+def _value(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _toml(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from torch import Tensor
 from barlow.config import WORDS, Config, differences, from_text, read_toml, word
 from barlow.console import say
 from barlow.errors import UserError
-from barlow.images import Images, open_images
-from barlow.index import place
+from barlow.images import Images, open_images, write_index
+from barlow.index import REMEDY, place
+from barlow.index import read as read_index
 from barlow.machine import machine
 from barlow.plan import consistent
-from barlow.runlog import Run
+from barlow.runlog import Run, read_metrics
 from barlow.sources import size_and_time
 
 # Fields that may differ when a run is continued: they change where and how fast, not what is computed.
@@ -27,6 +29,8 @@ FIXED = ("seed", "held_out", "optimizer")
 NEEDED = ("projector", "twins", "lambda_", "batch_size", "optimizer", "lr", "weight_decay", "warmup", "precision",
           "seed", "held_out")  # fmt: skip
 LENGTHS = ("epochs", "steps", "minutes")
+KEPT_TEXT = 'Its text, as it was, lies in checkpoints/step-…/state.json under "settings".'
+ACCEPTED = re.compile(r"setting accepted: steps: (\d+) → ")  # how an event tells of another length
 NAMED = 5  # differences in one sentence
 
 
@@ -101,9 +105,12 @@ def in_one(names: Sequence[str]) -> str:
 
 def reopen(run: Run, config: Config, images: Any, allow: Collection[str]) -> None:
     """Before a run is continued: its settings and its images are as they were, or the difference is accepted."""
-    stored = read_toml(run.folder / "config.toml")
-    now = continued(stored, config, run.folder, allow)
+    stored = stored_settings(run.folder)
     check_whole(stored)
+    now = continued(stored, config, run.folder, allow)
+    if "index" in allow and (note := renew_index(now, images, run.folder)):
+        say(f"note: {note}")
+        run.log("event", 0, message=note)
     opened = open_run_images(now, images, run.folder)
     for source in (opened, *([opened.second] if opened.second else [])):
         for note in check_index(source, str(now.images), allow):
@@ -113,25 +120,79 @@ def reopen(run: Run, config: Config, images: Any, allow: Collection[str]) -> Non
 
 
 def open_run_images(config: Config, images: Any, out: Path) -> Images:
-    """The images of a run that is in ``out``: those of its index, whatever lies in the folder by now."""
+    """The images of a run that is in ``out``: those of its index, whatever lies in the folder by now.
+
+    Raises UserError where the index is gone: other images, of which others are held out, would be another run.
+    """
     index = out / "index.parquet"
     source: Any = images if images is not None else config.images
-    use = index if index.exists() else None
-    return open_images(source, channels=config.channels, channels_b=config.channels_b, index=use)
+    if not index.exists():
+        raise UserError(f"{index}, the list of the images of this run, is gone: {REMEDY}")
+    return open_images(source, channels=config.channels, channels_b=config.channels_b, index=index)
+
+
+def renew_index(config: Config, images: Any, out: Path) -> str:
+    """Where the index of a run is gone or damaged, writes one of the images that are there now; returns a note then.
+
+    Raises UserError, and writes nothing, where the run cannot train on them.
+    """
+    index = out / "index.parquet"
+    try:
+        read_index(index)
+        return ""
+    except UserError:
+        source: Any = images if images is not None else config.images
+        opened = open_images(source, channels=config.channels, channels_b=config.channels_b)
+    consistent(config, len(opened), opened.second.channels if opened.second else 0)
+    write_index(opened, index)
+    return f"{index} was gone or damaged: a new one lists the {len(opened):,} images there now; others may be held out"
+
+
+def stored_settings(out: Path) -> Config:
+    """config.toml of a run. UserError, with where its text can be found, when it cannot be read."""
+    try:
+        return read_toml(out / "config.toml")
+    except UserError as error:
+        raise UserError(f"{error} {KEPT_TEXT}") from None
+
+
+def lacking(run: Run, config: Config, damaged: int, step: int, most: int) -> str:
+    """What metrics.jsonl lacks of the steps up to ``step``, in a sentence; nothing where it lacks nothing.
+
+    ``damaged``: its lines that could not be read. A run of n steps has a line of kind "train" every n / ``most`` steps,
+    where n may have been another one before: by config.toml until now, or by the events of earlier resumes.
+    """
+    told = read_metrics(run.folder / "metrics.jsonl")
+    earlier = [found[1] for line in told if (found := ACCEPTED.match(str(line.get("message"))))]
+    lengths = [config.steps, stored_settings(run.folder).steps, *earlier]
+    every = max(1, *(int(length or 0) // most for length in lengths))
+    last = max((line["step"] for line in told if line["kind"] == "train"), default=0)
+    lost = [f"{damaged:,} damaged"] if damaged else []
+    lost += [f"of training those of steps {last + 1:,} to {step:,}"] if step - last >= every else []
+    return f"metrics.jsonl lacks lines ({'; '.join(lost)}): the report will lack them too" if lost else ""
+
+
+def in_folder(config: Config, folder: Path | None, out: str | None) -> Config:
+    """The settings with --resume ``folder`` as their run folder. UserError where --out ``out`` names another one."""
+    if folder is None:
+        return config
+    if out is not None and Path(out).resolve() != folder.resolve():
+        raise UserError(f"--resume {folder} continues the run there, and --out {out} is another folder: leave one out.")
+    return config.replace(out=str(folder))
 
 
 def check_whole(stored: Config) -> None:
     """UserError where config.toml lacks what every run has: then a line of it was taken out."""
-    lacking = [name for name in NEEDED if getattr(stored, name) is None]
-    if lacking:
-        raise UserError(f"config.toml of this run lacks {', '.join(map(word, lacking))}: put back what was taken out.")
+    gone = ", ".join(word(name) for name in NEEDED if getattr(stored, name) is None)
+    if gone:
+        raise UserError(f"config.toml of this run lacks {gone}: put back what was taken out. {KEPT_TEXT}")
 
 
 def on_as_many(config: Config, out: Path) -> Config:
     """The settings with the number of devices that a run in ``out`` began with, unless they name one: with another the
     last digits differ."""
     file = out / "config.toml"
-    if config.devices is not None or not file.is_file() or (stored := read_toml(file).devices) is None:
+    if config.devices is not None or not file.is_file() or (stored := stored_settings(out).devices) is None:
         return config
     device, count, _, _ = machine()
     return config.replace(devices=stored if device == "cpu" else min(stored, count))

@@ -15,7 +15,7 @@ from torch import nn
 
 from barlow import ranks
 from barlow.agreement import leave, together
-from barlow.checkpoint import candidates, latest, load
+from barlow.checkpoint import candidates, latest, load, set_aside
 from barlow.config import Config, differences, read_toml, to_toml
 from barlow.console import in_shell, say, say_choice
 from barlow.endings import out_of_memory_in_words, signals_outside_training
@@ -36,11 +36,11 @@ from barlow.quarantine import Quarantine
 from barlow.replay import read_bundle
 from barlow.replay import replay as repeat
 from barlow.resources import check_disk, peak_memory, readable
-from barlow.resume import FREE, check_allowed, check_settings, continued, on_as_many, open_run_images, reopen
+from barlow.resume import FREE, check_allowed, check_settings, continued, lacking, on_as_many, open_run_images, reopen
 from barlow.roll_call import roll_call
 from barlow.runlog import Run, check_place, check_text, open_run
 from barlow.saver import Saver
-from barlow.session import Session
+from barlow.session import LINES, Session
 from barlow.signals import Deadline, StopRequest, kill_workers
 from barlow.survey import show_choices, survey
 from barlow.train import train
@@ -103,7 +103,7 @@ def pretrain(
         begun = begin(config, images, mine, out, resume, allow, quiet, stack)
         if begun.fresh or begun.config.steps is None:
             begun = fix_length(begun, fabric, mine, started, quiet)
-        parts = ready(begun.config, fabric, begun.images, mine)
+        parts = ready(begun.config, fabric, begun.images, mine, fresh=not candidates(out / "checkpoints"))
         session = open_session(parts, begun, started, allow, stack)
         stack.callback(kill_workers, others)  # ours ignore the stop signals; none may outlive us
         if session.step < session.steps:
@@ -131,7 +131,8 @@ def replay(out: Path) -> None:
     bundle = read_bundle(out)
     config = read_toml(out / "config.toml")
     with ExitStack() as stack:
-        parts = ready(config, launch(config, stack), open_run_images(config, None, out))
+        saved_once = bool(candidates(out / "checkpoints"))
+        parts = ready(config, launch(config, stack), open_run_images(config, None, out), fresh=not saved_once)
         session = Session(parts, None, None, config.steps or 0, Deadline(None))
         newest = latest(out / "checkpoints")
         if newest:
@@ -154,7 +155,7 @@ def begin(
     with together():
         if ranks.rank() == 0:
             fresh = not (out / "config.toml").is_file()
-            if fresh and resume:
+            if fresh and resume and not candidates(out / "checkpoints"):
                 raise UserError(f"There is no run to resume in {out}: it holds no config.toml.")
             if fresh:
                 run = start(config, images, mine, out, quiet, stack)
@@ -173,7 +174,8 @@ def start(config: Config, images: Any, mine: Own, out: Path, quiet: bool, stack:
     """Looks at the images, chooses, says so, and writes the new run folder's first files."""
     if candidates(out / "checkpoints"):
         raise UserError(
-            f"{out} holds checkpoints of a run whose config.toml is gone: bring it back, or give another --out."
+            f"{out} holds checkpoints of a run whose config.toml is gone: bring it back (its text lies in checkpoints/"
+            'step-…/state.json under "settings"), or give another --out.'
         )
     there = out.exists()
     if there:
@@ -239,6 +241,9 @@ def open_session(parts: Ready, begun: Begun, started: float, allow: Collection[s
                 say(f"note: this run began with other versions ({', '.join(others)}); it may not continue to the bit")
             check_disk(run.folder, sum(3 * p.numel() * p.element_size() for p in parts.network.parameters()))
             newest = latest(run.checkpoints)
+            if newest is None and candidates(run.checkpoints):
+                raise UserError(f"{run.checkpoints} holds no checkpoint that is whole, so this run cannot go on: bring "
+                                "one back, or give another --out to begin again.")  # fmt: skip
     limit = Deadline(parse_duration(config.time_limit) if config.time_limit else None, begun=started)
     saver = stack.enter_context(Saver(run.checkpoints, last=KEPT, every=config.keep_every)) if run else None
     session = Session(parts, run, saver, config.steps, limit)
@@ -252,17 +257,21 @@ def open_session(parts: Ready, begun: Begun, started: float, allow: Collection[s
             if session.step > session.steps:
                 raise UserError(f"{config.out} is at step {session.step:,} already, past the {session.steps:,} that "
                                 "are asked for: give a greater length.")  # fmt: skip
+    if run and newest:
+        set_aside(run.checkpoints, newest)
     session.begin()
     if run:
-        run.rewind(session.step)
+        damaged = run.rewind(session.step)
         session.recall()
+        if lost := lacking(run, config, damaged, session.step, LINES):
+            session.warn(lost)
         changed += differences(read_toml(run.folder / "config.toml"), config, ignore=FREE)
         for line in dict.fromkeys(changed):
             session.note(f"setting accepted: {line}")
         if changed:  # what --allow accepts is written only now, as it has turned out to work
             run.write_config(to_toml(config))
             session.save()
-        if not name or changed or parts.held_out.bad:
+        if not name or changed or parts.held_out.bad or "index" in allow:
             run.snapshot("held_out", **parts.held_out.pictures())
         stack.enter_context(copies(run, config))
     return session

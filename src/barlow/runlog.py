@@ -28,6 +28,7 @@ from barlow.files import atomic_write, sweep
 from barlow.lock import Lock
 
 KINDS = ("train", "health", "speed", "event")
+SWEPT = ("snapshots", "encoder", "encoder_b")  # where atomic_write writes, too
 Line = dict[str, Any]
 SNAPSHOT = re.compile(r"step-(\d+)\.npz")
 
@@ -42,7 +43,8 @@ def open_run(out: Path) -> Run:
         raise UserError(f"{out} is a file: give --out a folder")
     there = sorted(path.name for path in out.iterdir() if not path.name.startswith(".")) if out.exists() else []
     strange = [name for name in there if name != "run.lock"]
-    if strange and "barlow" not in read_environment(out):
+    ours = "barlow" in read_environment(out) or all((out / name).is_file() for name in ("config.toml", "index.parquet"))
+    if strange and not ours:
         raise UserError(f"{out} holds {strange[0]!r} and is no run of barlow: give --out a new or an empty folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -91,7 +93,9 @@ class Run:
             self.held = (folder / "config.toml").is_file()
             if not read_environment(folder):  # from the first moment on the folder can be known as ours
                 atomic_write(folder / "environment.json", json.dumps({"barlow": __version__}) + "\n")
-            sweep(folder)
+            for place in (folder, *(folder / name for name in SWEPT)):
+                if place.is_dir():
+                    sweep(place)
             mend(folder / "metrics.jsonl")
             self._metrics = (folder / "metrics.jsonl").open("ab", buffering=0)
         except BaseException:
@@ -159,23 +163,26 @@ class Run:
             what = f"could not write {self.folder / 'metrics.jsonl'} ({error.strerror})"
             raise OSError(f"{what}, so there is no new checkpoint") from error
 
-    def rewind(self, step: int) -> None:
+    def rewind(self, step: int) -> int:
         """Removes what the run that goes on from ``step`` writes again: lines and snapshots of later steps.
 
         Of step 0 the look that training begins with is written again too, so only its events stay; -1 leaves nothing.
+        Damaged lines go as well; returns how many stood before the last line that stays.
         """
         self._flush()
         self._metrics.close()
         path = self.folder / "metrics.jsonl"
         lines = path.read_bytes().splitlines(keepends=True)
-        stay = [line for line in lines if (value := parse(line)) and stays(value, step)]
-        if len(stay) < len(lines):
-            atomic_write(path, b"".join(stay))
+        values = [parse(line) for line in lines]
+        at = [i for i, value in enumerate(values) if value and stays(value, step)]
+        if len(at) < len(lines):
+            atomic_write(path, b"".join(lines[i] for i in at))
         self._metrics = path.open("ab", buffering=0)
         for snapshot in (self.folder / "snapshots").glob("step-*.npz"):
             numbered = SNAPSHOT.fullmatch(snapshot.name)
             if numbered and int(numbered[1]) > step:
                 snapshot.unlink()
+        return values[: at[-1]].count(None) if at else 0
 
     def snapshot(self, name: str, **arrays: np.ndarray[Any, Any]) -> Path:
         """Writes snapshots/``name``.npz as ``write_arrays`` does."""
@@ -203,8 +210,7 @@ class Run:
 
 def stays(line: Mapping[str, Any], step: int) -> bool:
     """Whether a line of metrics.jsonl is not written again by a run that goes on from ``step``."""
-    at: int = line.get("step", step)
-    return at <= step and (step > 0 or line.get("kind") == "event")
+    return line["step"] <= step and (step > 0 or line["kind"] == "event")
 
 
 def json_line(record: Mapping[str, object]) -> bytes:
@@ -226,12 +232,13 @@ def jsonable(value: object) -> object:
 
 
 def parse(line: bytes) -> dict[str, Any] | None:
-    """The object of a whole line; None for a torn or damaged one."""
+    """The object of a whole line, with its kind and step; None for a torn or damaged one."""
     try:
         value = json.loads(line) if line.endswith(b"\n") else None
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    ours = isinstance(value, dict) and value.get("kind") in KINDS and type(value.get("step")) is int
+    return value if ours else None
 
 
 def mend(path: Path) -> None:

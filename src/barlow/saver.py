@@ -11,7 +11,9 @@ from typing import Any, final
 
 from torch import Tensor
 
-from barlow.checkpoint import check_finite, keep, state_bytes, write
+from barlow.checkpoint import check_finite, keep, save_failed, state_bytes, write
+from barlow.console import say
+from barlow.errors import Stopped
 from barlow.files import atomic_write
 from barlow.tensorfile import HostCopy, host_copy
 
@@ -50,12 +52,25 @@ class Saver:
     def _work(self, started: float, step: int, what: HostCopy, state: bytes, best: int | None) -> None:
         try:
             write(self.folder, step, what, state)
-            if best == step:
-                atomic_write(self.folder / "best", f"step-{step:09d}\n")
-            keep(self.folder, last=self.last, every=self.every, best=best)
+            self._name(best)
+            try:
+                keep(self.folder, last=self.last, every=self.every, best=best)
+            except Stopped as error:  # it is saved all the same, and the next save tries again
+                say(f"warning: the checkpoint of step {step} cannot be read back now ({error.__cause__}), so no older "
+                    "one is deleted")  # fmt: skip
         except BaseException as error:  # nobody catches in a thread: join() raises it where the loop can answer
             self._error = error
         self.seconds = time.monotonic() - started
+
+    def _name(self, best: int | None) -> None:
+        """Writes the file ``best``, where the save of that step could not do it, too. Raises SaveFailed."""
+        file, folder = self.folder / "best", f"step-{best or 0:09d}"
+        words = f"{folder}\n".encode()
+        try:
+            if best and (self.folder / folder).is_dir() and not (file.exists() and file.read_bytes() == words):
+                atomic_write(file, words)
+        except OSError as error:
+            raise save_failed("the name of the best checkpoint", self.folder, error) from error
 
     def join(self) -> None:
         """Waits until the disk has all. Raises what went wrong in the save under way, once (SaveFailed: try again)."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 Ints = NDArray[np.int64]
+CONFUSION_CLASSES = 100  # with more the confusion matrix is left out
 Z = 1.959963984540054  # 97.5 % point of the normal distribution
 
 
@@ -40,18 +41,39 @@ def confusion(labels: Ints, answers: Ints, classes: int) -> Ints:
 
 def balanced_accuracy(labels: Ints, answers: Ints, classes: int) -> float:
     """Mean of the recalls of the classes that occur among the labels."""
-    rows = per_class(confusion(labels, answers, classes))
-    return float(np.mean([row.recall for row in rows if row.images]))
+    images, _, right = _counts(labels, answers, classes)
+    return float(np.mean(right[images > 0] / images[images > 0]))
 
 
-def per_class(counts: Ints) -> list[ClassRow]:
-    """One row a class of a confusion matrix."""
+def per_class(labels: Ints, answers: Ints, classes: int) -> list[ClassRow]:
+    """One row a class; K numbers, never K x K, so that thousands of classes are no burden."""
     rows = []
-    for i, row in enumerate(counts):
-        right, images, said = int(row[i]), int(row.sum()), int(counts[:, i].sum())
+    for images, said, right in zip(*(c.tolist() for c in _counts(labels, answers, classes)), strict=True):
         recall, precision = (right / total if total else math.nan for total in (images, said))
         rows.append(ClassRow(images, recall, *wilson(right, images), precision))
     return rows
+
+
+def detail(labels: Ints, answers: Ints, names: Sequence[str]) -> dict[str, Any]:
+    """What stands behind an accuracy, as plain values ready for JSON (None for nan): class by class, and who is taken
+    for whom where there are few."""
+    rows = [row._asdict() for row in per_class(labels, answers, len(names))]
+    few = len(names) <= CONFUSION_CLASSES
+    return {
+        "balanced_accuracy": balanced_accuracy(labels, answers, len(names)),
+        "per_class": [
+            {"class": name} | {key: None if math.isnan(value) else value for key, value in row.items()}
+            for name, row in zip(names, rows, strict=True)
+        ],
+        "confusion": confusion(labels, answers, len(names)).tolist() if few else None,
+    }
+
+
+def _counts(labels: Ints, answers: Ints, classes: int) -> tuple[Ints, Ints, Ints]:
+    """Of each class (K,): how often it is the label, the answer, and both."""
+    labels, answers = np.asarray(labels, np.int64), np.asarray(answers, np.int64)
+    images, said, right = (np.bincount(x, minlength=classes) for x in (labels, answers, labels[labels == answers]))
+    return images, said, right
 
 
 def wilson(right: int, total: int) -> tuple[float, float]:

@@ -88,9 +88,10 @@ class Session:
 
     def begin(self) -> None:
         """Once the step is known: the quarantine of a run that is resumed goes on where it was."""
-        if self.run:
-            share, file = self.parts.config.max_bad or 0.0, self.run.folder / "quarantine.jsonl"
-            self.quarantine = Quarantine(self.parts.images, file, share, self.seen)
+        with together():  # the disk of the first process may refuse
+            if self.run:
+                share, file = self.parts.config.max_bad or 0.0, self.run.folder / "quarantine.jsonl"
+                self.quarantine = Quarantine(self.parts.images, file, share, self.seen)
         self.tell(self.parts.held_out.bad if ranks.rank() == 0 else [])
         self._saved_step = self.step
         self.started = self.saved = self._last = time.monotonic()
@@ -105,7 +106,7 @@ class Session:
             (line["twins_near"] for line in looks if line["step"] == 0 and "twins_near_first" in line), None
         )
         self.losses, self.diagonals = (
-            [math.nan if line[name] is None else line[name] for line in told if line["kind"] == "train"]
+            [math.nan if line.get(name) is None else line[name] for line in told if line["kind"] == "train"]
             for name in ("loss", "diagonal")
         )
         self.started -= next((line["seconds"] for line in reversed(told) if line["kind"] == "speed"), 0.0)
@@ -201,10 +202,8 @@ class Session:
             self.warn(f"step {self.step:,}: the held-out images have features that are not finite: {TOO_LARGE}")
             return {}
         lately = statistics.fmean(self.diagonals[-LATELY:]) if self.diagonals else None
-        lines = health_lines(
-            self.step, out, warm_up=warm_up, shared=len(parts.network.encoders) == 1, train_diagonal=lately,
-            first=self.first,
-        )  # fmt: skip
+        lines = health_lines(self.step, out, warm_up=warm_up, shared=len(parts.network.encoders) == 1,
+                             train_diagonal=lately, first=self.first)  # fmt: skip
         self.first = lines[-1].get("twins_near_first")
         if self.step == self.steps:
             for of, value in parts.held_out.lidar(parts.network, parts.fabric.autocast).items():
@@ -221,7 +220,7 @@ class Session:
         try:
             self.run.snapshot(f"step-{self.step:07d}", **arrays)
         except OSError as error:
-            self.warn(error)
+            self.warn(f"the snapshot of step {self.step:,} could not be written: {error.strerror or error}")
         worst = next((line for line in lines if is_alarm(line["verdict"])), lines[-1])
         return {"twins_found": found, "verdict": worst["verdict"]}
 
@@ -230,17 +229,18 @@ class Session:
         self.saved, self._saved_step = time.monotonic(), self.step
         if self.run is None or self.saver is None:
             return
-        network, optimizer = self.parts.network, self.parts.optimizer
+        network, optimizer, scaler = self.parts.network, self.parts.optimizer, self.parts.scaler
         names = parameter_names(optimizer.param_groups, network.named_parameters())
         slots, numbers = flatten_optimizer(optimizer.state_dict(), names)
         tensors = {f"model/{k}": v for k, v in network.state_dict().items()}
         tensors |= {f"optimizer/{k}": v for k, v in slots.items()}
         if self.measure > self.best[1]:
             self.best = (self.step, self.measure)
-        scaler = self.parts.scaler
         state = {"settings": to_toml(self.parts.config), "optimizer": numbers, "measure": self.measure,
                  "best": self.best, "skipped": self.skipped, "in_a_row": self.in_a_row,
                  "scaler": scaler.state_dict() if scaler else None}  # fmt: skip
+        if self.quarantine:
+            self.quarantine.append()
         self._refused = True
         try:
             self.run.sync()

@@ -89,7 +89,7 @@ def cards(config: dict[str, Any], lines: dict[str, Lines], health: Lines) -> lis
     loss, least = last(train, "loss"), last(train, "floor")
     if loss is not None:
         shown.append(("Loss", figure(loss), f"floor {figure(least)}" if least is not None else ""))
-    for of in ("embedding", "features"):
+    for of in ("features", "embedding"):  # the encoder's output, where one encoder makes both views
         found, n = last(health, "twins_found", of=of), last(health, "n", of=of)
         if found is not None and n:
             shown.append(("Twins found", f"{found:.0%}", f"of {n:,.0f} held-out images; chance {1 / n:.1%}"))

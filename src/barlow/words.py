@@ -18,7 +18,7 @@ that can be trusted and a report out.
 Exit codes:
   0    done
   2    a mistake in the command, a setting, a path or a file: the message says
-  3    the images cannot be used: none, or too many that are broken
+  3    the images cannot be used: too many are broken, or all that there are
   4    numbers that are not finite; a collapse, with --stop-on-collapse;
        an export whose features differ
   75   stopped: time limit, SIGUSR1, disk full, worker or process lost
