@@ -195,7 +195,7 @@ def export(
         output: Folder, which must be new or empty, FILE.onnx or FILE.pt2; an earlier export is replaced.
         with_preprocessing: Take uint8 images (n, height, width, channels) of any size, not preprocessed ones.
         images: Images to compare on. [default: the held-out images of the run]
-        push: Then upload the timm folder to the Hugging Face Hub as this repository, user/name.
+        push: Then upload the timm folder to this repository of the Hugging Face Hub, user/name; private if it is new.
     """
     from barlow.export import export_encoder
 
