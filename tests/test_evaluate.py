@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from barlow import finetune, probe, protocols
 from barlow.encoder import load_encoder, save_encoder
 from barlow.errors import NumbersError, UserError
-from barlow.evaluate import _shown, compare, evaluate, images_of_run, table
+from barlow.evaluate import compare, evaluate, images_of_run, table
 from barlow.features import features_of, fingerprint, raw_pixels
 from barlow.images import open_images
 from barlow.judgement import evaluation_table
 from barlow.labelled import divided, open_labelled
 from barlow.network import build_encoder, model_arguments
+from barlow.progress import shown
 
 ARGS = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 16], "stem_chs": 8}
 
@@ -211,7 +212,7 @@ def test_a_long_protocol_shows_what_it_is_at(
     pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Kills: minutes without a line within the first linear probe."""
-    monkeypatch.setattr("barlow.evaluate.PLAIN_EVERY", 0.0)
+    monkeypatch.setattr("barlow.progress.PLAIN_EVERY", 0.0)
     encoders: Any = {"trained": Fake()}
     compare(open_labelled(pair[0], test=pair[1]), encoders)
     text = capsys.readouterr().err
@@ -228,13 +229,13 @@ def test_what_a_protocol_is_at_is_a_line_every_ten_seconds_or_one_that_lives(
     clock = iter([0.0, 4.0, 9.0, 10.0, 19.0, 75.0])
     monkeypatch.setenv("COLUMNS", "12")
     with monkeypatch.context() as patch:
-        patch.setattr("barlow.evaluate.on_terminal", lambda: live)
-        patch.setattr("barlow.evaluate.time.monotonic", lambda: next(clock))
-        with _shown() as tell:
+        patch.setattr("barlow.progress.on_terminal", lambda: live)
+        patch.setattr("barlow.progress.time.monotonic", lambda: next(clock))
+        with shown() as tell:
             for text in "abcde":
                 tell(text)
-    shown = [f"{text} · {seconds} s" for text, seconds in zip("abcd", (4, 9, 10, 19), strict=True)]
-    drawn = "".join(f"\r\033[K{text} so far"[:15] for text in shown) + "\r\033[Ke · 1 min 1\r\033[K"
+    lines = [f"{text} · {seconds} s" for text, seconds in zip("abcd", (4, 9, 10, 19), strict=True)]
+    drawn = "".join(f"\r\033[K{text} so far"[:15] for text in lines) + "\r\033[Ke · 1 min 1\r\033[K"
     plain = "c · 10 s so far\ne · 1 min 15 s so far\n"
     assert capsys.readouterr().err == (drawn if live else plain)
 

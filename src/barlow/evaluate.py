@@ -9,11 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,8 +29,7 @@ from barlow.kinds import as_path, as_whole
 from barlow.labelled import Labelled, divided, open_labelled
 from barlow.mistakes import named, pictures, worst_mistakes
 from barlow.pairs import ENDINGS_OF_TABLES, path_columns, read_table
-from barlow.probe import Tell, headed
-from barlow.progress import PLAIN_EVERY, duration, on_terminal
+from barlow.progress import Tell, headed, shown
 from barlow.runlog import write_arrays
 
 Floats = NDArray[np.float32]
@@ -184,37 +179,12 @@ def _refuse(labelled: Labelled, train: NDArray[np.bool_], test: NDArray[np.bool_
 def _found(judges: Mapping[str, Protocol], parts: Mapping[str, Any]) -> list[tuple[str, str, Judged]]:
     """What every protocol says of every column; how far it is and what the one at work does is shown meanwhile."""
     jobs, found = [(protocol, name) for name in parts for protocol in judges], []
-    with _shown() as tell:
+    with shown() as tell:
         for done, (protocol, name) in enumerate(jobs):
             tell_job = headed(tell, f"protocols: {done} of {len(jobs)} done · {protocol}, {name}")
             train, test = parts[name]
             found.append((protocol, name, judges[protocol](train, test, tell_job)))
     return found
-
-
-@contextmanager
-def _shown() -> Iterator[Tell]:
-    """Shows what is said within: the live line on a terminal, elsewhere a plain line every ``PLAIN_EVERY`` seconds."""
-    live, start = on_terminal(), time.monotonic()
-    shown = start
-
-    def tell(text: str) -> None:
-        nonlocal shown
-        now = time.monotonic()
-        if now - shown < (0.1 if live else PLAIN_EVERY):
-            return
-        shown = now
-        text = f"{text} · {duration(now - start)} so far"
-        if live:
-            text = text[: shutil.get_terminal_size().columns - 1]
-        with suppress(OSError, ValueError):  # nobody listens any more: the job goes on
-            print(f"\r\033[K{text}" if live else text, end="" if live else "\n", file=sys.stderr, flush=True)
-
-    try:
-        yield tell
-    finally:
-        if live and shown > start:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def _table_of(found: Sequence[tuple[str, str, Judged]], unit: str) -> dict[str, Any]:

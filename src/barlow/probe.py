@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from barlow.cores import threads
+from barlow.progress import Tell, headed, silent
 
 STRENGTHS = tuple(10.0**-e for e in (-2, -1.5, -1, -0.5, 0, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6))  # strong to weak
 LONE = 10.0**-1.5  # where each class has but one label and nothing can be held back
@@ -23,17 +24,6 @@ USUAL = 1.0  # and above, where many classes learn nothing yet: no gain there en
 SMALL = 1 << 19  # numbers; to fit fewer than that, a second thread costs more than it brings
 BLOCK = 1 << 22  # scores held at a time: 16 MB
 SEARCH, FINAL = (60, 1e-3), (100, 1e-5)  # L-BFGS: iterations, largest entry of the gradient
-
-Tell = Callable[[str], None]  # is told what a long job is at, often; who shows it decides how often
-
-
-def silent(_: str) -> None:
-    """Where nobody asks what the job is at."""
-
-
-def headed(tell: Tell, head: str) -> Tell:
-    """The same, with ``head`` in front of all that is said."""
-    return lambda text: tell(f"{head}, {text}")
 
 
 class Problem(NamedTuple):

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from barlow.probe import SIGMOID, SOFTMAX, SQUARES, Tell, headed, probe, silent
+from barlow.probe import SIGMOID, SOFTMAX, SQUARES, probe
+from barlow.progress import Tell, headed, silent
 from barlow.scores import accuracy, t_interval
 
 Floats = NDArray[np.floating[Any]]
