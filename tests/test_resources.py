@@ -33,25 +33,29 @@ def test_bytes_as_people_read_them() -> None:
     assert shown == ["0 bytes", "999 bytes", "1.0 kB", "12 kB", "640 MB", "2.1 GB", "64 GB"]
 
 
-def test_three_checkpoints_must_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_many_checkpoints_as_lie_there_at_a_time_must_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def disk_usage(place: Path) -> Usage:
         asked.append(place)
-        return Usage(10**10, 0, 2_999_999_999)
+        return Usage(10**10, 0, 3_999_999_999)
 
     monkeypatch.setattr(shutil, "disk_usage", disk_usage)
     for folder in ("", "not", "not/yet"):  # the folder need not exist yet
-        check_disk(tmp_path / folder, 999_999_999)
+        check_disk(tmp_path / folder, 999_999_999, 0)
     assert asked == [tmp_path] * 3
-    with pytest.raises(UserError, match=r"has 3\.0 GB free, and a run needs 3\.0 GB \(3 checkpoints of 1\.0 GB\)"):
-        check_disk(tmp_path, 1_000_000_000)
+    with pytest.raises(UserError, match=r"has 4\.0 GB free, and a run needs 4\.0 GB \(4 checkpoints of 1\.0 GB\)"):
+        check_disk(tmp_path, 1_000_000_000, 0)
+    check_disk(tmp_path, 1_300_000_000, 1)  # of a run that is continued those that it has are on the disk already
+    check_disk(tmp_path, 3_900_000_000, 3)
+    with pytest.raises(UserError, match=r"needs 5\.0 GB \(1 checkpoint of 5\.0 GB\)"):  # and the next one is to come
+        check_disk(tmp_path, 5_000_000_000, 7)
 
 
 def test_a_real_disk_is_asked(tmp_path: Path) -> None:
-    check_disk(tmp_path, 1)
+    check_disk(tmp_path, 1, 0)
     with pytest.raises(UserError, match="free, and a run needs"):
-        check_disk(tmp_path, 1 << 60)
+        check_disk(tmp_path, 1 << 60, 0)
 
 
 def test_small_shared_memory_means_fewer_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

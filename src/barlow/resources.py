@@ -17,7 +17,7 @@ import torch
 
 from barlow.errors import UserError
 
-SPARE = 3  # checkpoints that must fit: the one kept, the one being written, and one of room
+MOST = 4  # checkpoints that lie there at a time: the last two, the best, and the one being written
 SAFE = 0.8  # share of the memory that an estimate may plan with: allocators round up, others need some
 NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|cannot allocate memory", re.IGNORECASE)
 TRIM, MAP = -1, -3  # glibc's M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
@@ -34,19 +34,20 @@ def readable(count: float) -> str:
     return f"{count:.0f} bytes"
 
 
-def check_disk(folder: Path, checkpoint: int) -> None:
-    """Raises UserError when three checkpoints of ``checkpoint`` bytes do not fit where ``folder`` is or will be.
+def check_disk(folder: Path, checkpoint: int, there: int) -> None:
+    """Raises UserError when as many checkpoints of ``checkpoint`` bytes as lie there at a time, of which ``there`` are
+    written already, do not fit where ``folder`` is or will be.
 
     Sees what the file system has free for this user; quotas it cannot see.
     """
     place = folder.absolute()
     while not place.exists():
         place = place.parent
-    free = shutil.disk_usage(place).free
-    if free < SPARE * checkpoint:
+    free, more = shutil.disk_usage(place).free, max(1, MOST - there)
+    if free < more * checkpoint:
         raise UserError(
-            f"{place} has {readable(free)} free, and a run needs {readable(SPARE * checkpoint)} "
-            f"({SPARE} checkpoints of {readable(checkpoint)}): make room or choose another --out"
+            f"{place} has {readable(free)} free, and a run needs {readable(more * checkpoint)} "
+            f"({more} checkpoint{'s' * (more > 1)} of {readable(checkpoint)}): make room or choose another --out"
         )
 
 

@@ -239,7 +239,8 @@ def open_session(parts: Ready, begun: Begun, started: float, allow: Collection[s
             others = [name for name in others if name != "cores" or config.threads is None]  # they decide the threads
             if others:
                 say(f"note: this run began with other versions ({', '.join(others)}); it may not continue to the bit")
-            check_disk(run.folder, sum(3 * p.numel() * p.element_size() for p in parts.network.parameters()))
+            size = sum(3 * p.numel() * p.element_size() for p in parts.network.parameters())
+            check_disk(run.folder, size, len(candidates(run.checkpoints)))
             newest = latest(run.checkpoints)
             if newest is None and candidates(run.checkpoints):
                 raise UserError(f"{run.checkpoints} holds no checkpoint that is whole, so this run cannot go on: bring "
